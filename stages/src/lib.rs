@@ -1,0 +1,1 @@
+//! Native stages of trestle.
