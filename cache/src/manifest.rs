@@ -69,7 +69,10 @@ impl Manifest {
     pub fn push(&mut self, section: Section, name: impl Into<String>, value: impl Into<String>) {
         let ingredient = Ingredient { section, name: name.into(), value: value.into() };
         let at = self.ingredients.partition_point(|known| known <= &ingredient);
-        debug_assert!(self.ingredients.iter().all(|known| (known.section, &known.name) != (section, &ingredient.name)), "{ingredient:?} is pushed twice");
+        debug_assert!(
+            self.ingredients.iter().all(|known| (known.section, &known.name) != (section, &ingredient.name)),
+            "{ingredient:?} is pushed twice"
+        );
         self.ingredients.insert(at, ingredient);
     }
 
@@ -144,7 +147,8 @@ mod tests {
     const SECTIONS: [Section; 6] = [Section::Stage, Section::Command, Section::Param, Section::Input, Section::Output, Section::Env];
 
     fn ingredients() -> impl Strategy<Value = Vec<(Section, String, String)>> {
-        prop::collection::btree_map((0..6usize, "[ab.]{0,3}"), "[ab\u{0}]{0,3}", 0..6).prop_map(|map| map.into_iter().map(|((s, n), v)| (SECTIONS[s], n, v)).collect())
+        prop::collection::btree_map((0..6usize, "[ab.]{0,3}"), "[ab\u{0}]{0,3}", 0..6)
+            .prop_map(|map| map.into_iter().map(|((s, n), v)| (SECTIONS[s], n, v)).collect())
     }
 
     fn build(list: &[(Section, String, String)]) -> Manifest {
@@ -194,6 +198,6 @@ mod tests {
         let mut manifest = Manifest::new();
         manifest.push(Section::Stage, "kind", "command");
         manifest.push(Section::Command, "script", "true");
-        assert_eq!(manifest.key().to_string(), "to be filled in");
+        assert_eq!(manifest.key().to_string(), "682b67f5f978f9244493b12fb61ebe67d95c2d4d55e8394716e02ae6f07bc648");
     }
 }

@@ -83,7 +83,13 @@ pub(crate) mod tests {
         let mut manifest = Manifest::new();
         manifest.push(Section::Command, "script", name);
         let outputs = BTreeMap::from([("out".to_owned(), Content::Blob { id: BlobId(Digest::of(b"x")), size: 1, executable: false })]);
-        ActionRecord { key: manifest.key(), manifest, outputs, metrics: BTreeMap::from([("top1".to_owned(), 0.5)]), provenance: Provenance::default() }
+        ActionRecord {
+            key: manifest.key(),
+            manifest,
+            outputs,
+            metrics: BTreeMap::from([("top1".to_owned(), 0.5)]),
+            provenance: Provenance::default(),
+        }
     }
 
     #[test]
