@@ -1,1 +1,3 @@
 //! Native stages of trestle.
+
+pub mod draw;
