@@ -67,10 +67,11 @@ pub fn panels(title: &str, names: &[String], panels: &[Panel<'_>]) -> Result<Vec
     check(names, panels)?;
     let layout = Layout::of(title, names, panels);
     let mut canvas = Canvas::of(&layout.text(title, names, panels), DENSITY as f32)?;
-    for (panel, left) in panels.iter().zip(&layout.lefts) {
+    for (panel, columns) in panels.iter().zip(&layout.columns) {
         for (y, row) in panel.rows.iter().enumerate() {
             for (x, image) in row.iter().enumerate() {
-                paint(&mut canvas, *image, left + x * (layout.cell + GAP), layout.top + y * (layout.cell + GAP), layout.cell);
+                let (left, top) = (columns.left + x * (columns.width + GAP), layout.top + y * (layout.cell + GAP));
+                paint(&mut canvas, *image, (left, top), (columns.width, layout.cell), layout.cell);
             }
         }
     }
@@ -107,12 +108,19 @@ fn check_image(row: &str, column: usize, image: Image<'_>) -> Result<(), Error> 
 
 /// Places in device pixels.
 struct Layout {
+    /// Height of a row, and the side that images are enlarged to.
     cell: usize,
-    /// Left edge of each panel.
-    lefts: Vec<usize>,
+    columns: Vec<Columns>,
     top: usize,
     width: usize,
     height: usize,
+}
+
+/// Where the columns of a panel lie.
+struct Columns {
+    left: usize,
+    /// Of one column: images of 28 pixels grow to 84, and a column of 96 would leave gaps between them.
+    width: usize,
 }
 
 impl Layout {
@@ -121,29 +129,29 @@ impl Layout {
         let cell = images.map(|image| image.height.max(image.width)).fold(CELL, usize::max);
         let name_width = names.iter().map(|name| device(font::width(name, NAME).min(NAME_WIDTH))).max().unwrap_or(0);
         let mut left = MARGIN + name_width + NAME_GAP;
-        let mut lefts = Vec::with_capacity(panels.len());
+        let mut columns = Vec::with_capacity(panels.len());
         for panel in panels {
-            lefts.push(left);
-            let columns = panel.rows.iter().map(Vec::len).max().unwrap_or(0);
+            let width = panel.rows.iter().flatten().map(|image| image.width * factor(*image, cell)).max().unwrap_or(0);
+            columns.push(Columns { left, width });
+            let count = panel.rows.iter().map(Vec::len).max().unwrap_or(0);
             // A heading may be wider than its images.
-            let width = (columns * (cell + GAP)).max(device(font::width(&panel.heading, NAME)) + GAP) - GAP;
-            left += width + PANEL_GAP;
+            left += (count * (width + GAP)).max(device(font::width(&panel.heading, NAME)) + GAP) - GAP + PANEL_GAP;
         }
         let headings = panels.iter().any(|panel| !panel.heading.is_empty());
         let title_width = device(font::width(title, TITLE)) + 2 * MARGIN;
         let top = MARGIN + if title.is_empty() { 0 } else { TITLE_LINE } + if headings { HEADING_LINE } else { 0 };
         let width = (left - PANEL_GAP + MARGIN).max(title_width);
-        Self { cell, lefts, top, width, height: top + names.len() * (cell + GAP) - GAP + MARGIN }
+        Self { cell, columns, top, width, height: top + names.len() * (cell + GAP) - GAP + MARGIN }
     }
 
     /// Everything but the images.
     fn text(&self, title: &str, names: &[String], panels: &[Panel<'_>]) -> String {
         let mut svg = Svg::new(layout(self.width), layout(self.height));
         svg.text(layout(MARGIN), layout(MARGIN) + TITLE * 0.8, title, Font::of(TITLE));
-        for (panel, left) in panels.iter().zip(&self.lefts) {
-            svg.text(layout(*left), layout(self.top) - 9.0, &panel.heading, Font::of(NAME).fill(MUTED));
+        for (panel, columns) in panels.iter().zip(&self.columns) {
+            svg.text(layout(columns.left), layout(self.top) - 9.0, &panel.heading, Font::of(NAME).fill(MUTED));
         }
-        let right = self.lefts.first().map_or(0, |left| left - NAME_GAP);
+        let right = self.columns.first().map_or(0, |columns| columns.left - NAME_GAP);
         for (y, name) in names.iter().enumerate() {
             // The middle of the letters, which is about 0.36 em above the baseline, on the middle of the row.
             let baseline = layout(self.top + y * (self.cell + GAP) + self.cell / 2) + 0.36 * NAME;
@@ -163,11 +171,16 @@ fn layout(length: usize) -> f64 {
     length as f64 / DENSITY as f64
 }
 
-/// Paints an image into the middle of the cell at (`left`, `top`), each of its pixels as a square.
-fn paint(canvas: &mut Canvas, image: Image<'_>, left: usize, top: usize, cell: usize) {
-    let factor = (cell / image.height.max(image.width)).max(1);
+/// The largest whole factor by which an image fits a square of side `cell`.
+fn factor(image: Image<'_>, cell: usize) -> usize {
+    (cell / image.height.max(image.width)).max(1)
+}
+
+/// Paints an image into the middle of the box at (`left`, `top`), each of its pixels as a square.
+fn paint(canvas: &mut Canvas, image: Image<'_>, (left, top): (usize, usize), (across, down): (usize, usize), cell: usize) {
+    let factor = factor(image, cell);
     let (height, width) = (image.height * factor, image.width * factor);
-    let (top, left) = (top + (cell - height) / 2, left + (cell - width) / 2);
+    let (top, left) = (top + (down - height) / 2, left + (across - width) / 2);
     for y in 0..height {
         for x in 0..width {
             let at = (y / factor * image.width + x / factor) * image.channels;
