@@ -6,6 +6,7 @@ use super::{Error, font};
 
 const WIDTH: f64 = 760.0;
 const MARGIN: f64 = 20.0;
+const INNER: f64 = WIDTH - 2.0 * MARGIN;
 const ROW: f64 = 38.0;
 const BAR: f64 = 26.0;
 /// Dots lie in the upper part of a row and the whisker in the lower, or they would hide each other.
@@ -105,9 +106,10 @@ impl Chart {
 
     fn draw(&self, frame: &Frame) -> String {
         let bottom = frame.top + ROW * self.rows.len() as f64;
-        let height = bottom + 50.0 + 17.0 * self.notes.len() as f64 + MARGIN - 6.0;
+        let notes: Vec<String> = self.notes.iter().flat_map(|note| font::wrap(note, SMALL, INNER)).collect();
+        let height = bottom + 50.0 + 17.0 * notes.len() as f64 + MARGIN - 6.0;
         let mut svg = Svg::new(WIDTH, height);
-        svg.text(MARGIN, MARGIN + TITLE * 0.8, &self.title, Font::of(TITLE));
+        svg.text(MARGIN, MARGIN + TITLE * 0.8, &font::fit(&self.title, TITLE, INNER), Font::of(TITLE));
         let middle = |i: usize| frame.top + ROW * (i as f64 + 0.5);
         for i in 0..self.rows.len() {
             svg.rect(frame.left, middle(i) - BAR / 2.0, frame.width, BAR, STRIPE, 0.0);
@@ -120,7 +122,7 @@ impl Chart {
         }
         self.draw_baselines(&mut svg, frame, bottom);
         self.rows.iter().enumerate().for_each(|(i, row)| self.draw_row(&mut svg, frame, row, middle(i)));
-        for (i, note) in self.notes.iter().enumerate() {
+        for (i, note) in notes.iter().enumerate() {
             svg.text(MARGIN, bottom + 64.0 + 17.0 * i as f64, note, Font::of(SMALL).fill(MUTED));
         }
         svg.finish()

@@ -57,6 +57,19 @@ pub(super) fn fit(text: &str, size: f64, most: f64) -> String {
     cut(fits)
 }
 
+/// `text` in lines of at most `most` pixels, broken between words; a word wider than that is cut.
+pub(super) fn wrap(text: &str, size: f64, most: f64) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for word in text.split_whitespace() {
+        let longer = lines.last().map(|line| format!("{line} {word}")).filter(|line| width(line, size) <= most);
+        match (longer, lines.last_mut()) {
+            (Some(longer), Some(line)) => *line = longer,
+            _ => lines.push(fit(word, size, most)),
+        }
+    }
+    lines
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -84,5 +97,13 @@ mod tests {
         let cut = fit(long, 13.0, 80.0);
         assert!(cut.ends_with('…') && width(&cut, 13.0) <= 80.0, "{cut}");
         assert_eq!(fit("zero", 13.0, 80.0), "zero");
+    }
+
+    #[test]
+    fn notes_are_broken_between_words() {
+        let note = "Dots: one seed each. Bars: mean of 3 seeds.";
+        let lines = wrap(note, 12.0, 120.0);
+        assert!(lines.len() > 1 && lines.iter().all(|line| width(line, 12.0) <= 120.0), "{lines:?}");
+        assert_eq!(lines.join(" "), note);
     }
 }
