@@ -2,4 +2,5 @@
 //!
 //! It knows the cache below it and the [`stage::Stage`] trait above it, never a concrete stage.
 
+pub mod graph;
 pub mod stage;
