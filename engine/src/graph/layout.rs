@@ -82,7 +82,8 @@ fn box_width(view: &GraphView, slot: Slot) -> f64 {
     let Slot::Node(node) = slot else { return 0.0 };
     let node = &view.nodes()[node];
     let text = text_width(&node.label, LABEL).max(text_width(&node.detail, DETAIL));
-    (text + 2.0 * PAD).clamp(WIDTH.0, WIDTH.1)
+    // Rounded up, or the widest text of a column might not fit its own box.
+    (text + 2.0 * PAD).ceil().clamp(WIDTH.0, WIDTH.1)
 }
 
 /// The middle of every slot's height: each layer in turn moves as near to its neighbours as its order allows.

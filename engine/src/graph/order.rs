@@ -156,8 +156,10 @@ fn inversions(values: &[usize], bound: usize) -> usize {
     count
 }
 
-/// The layer of each node: as early as it can be, except that a node with at least as many edges out as in moves next to the
-/// first node that needs it, which makes its edges shorter.
+/// The layer of each node: just before the first node that needs it, or as early as it can be if none does.
+///
+/// Late layers suit pipelines: stages of one matrix end up in one column, since they feed the same table, and many edges from one
+/// data set share their bends while the edges into a table cannot.
 fn layers(view: &GraphView) -> Vec<usize> {
     let (before, next, order) = (view.predecessors(), view.successors(), view.topological());
     let mut layer = vec![0; view.nodes().len()];
@@ -165,9 +167,7 @@ fn layers(view: &GraphView) -> Vec<usize> {
         layer[node] = before[node].iter().map(|&from| layer[from] + 1).max().unwrap_or(0);
     }
     for &node in order.iter().rev() {
-        if before[node].len() <= next[node].len() {
-            layer[node] = next[node].iter().map(|&to| layer[to] - 1).min().unwrap_or(layer[node]);
-        }
+        layer[node] = next[node].iter().map(|&to| layer[to] - 1).min().unwrap_or(layer[node]);
     }
     layer
 }
