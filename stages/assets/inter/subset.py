@@ -1,6 +1,6 @@
-"""Makes Inter-Regular-subset.ttf from the Inter-Regular.woff2 of npm `inter-ui` 4.1.1. Needs fonttools and brotli.
+"""Makes Inter-Regular-subset.ttf and the list of its characters from the Inter-Regular.woff2 of npm `inter-ui` 4.1.1. Needs fonttools and brotli.
 
-    python subset.py package/web/Inter-Regular.woff2 Inter-Regular-subset.ttf
+    python subset.py package/web/Inter-Regular.woff2 Inter-Regular-subset.ttf characters.txt
 """
 
 import sys
@@ -10,7 +10,7 @@ from fontTools.ttLib import TTFont
 
 RANGES = (
     "20-7E A0-17F 192 2C6-2DD 370-3FF 400-45F 2010-2015 2018-201E 2020-2022 2026 2030 2032 2033 2039 203A 2070-208E "
-    "20AC 2122 2190-2195 2202 2206 220F 2211 2212 221A 221E 222B 2248 2260 2264 2265 25CF 25CB 2713 2717 FFFD"
+    "20AC 2122 2190-2195 2202 2206 220F 2211 2212 221A 221E 222B 2248 2260 2264 2265 25CF 25CB 2713 2717 25A1"
 )
 
 
@@ -31,7 +31,7 @@ def tabular(font):
     return pairs
 
 
-def main(source, target):
+def main(source, target, listing):
     options = subset.Options()
     options.hinting, options.desubroutinize = False, True
     options.layout_features = ["kern", "mark", "mkmk", "ccmp", "locl", "tnum"]
@@ -49,6 +49,8 @@ def main(source, target):
     subsetter.populate(unicodes=list(characters()))
     subsetter.subset(font)
     font.save(target)
+    with open(listing, "w", encoding="utf-8") as file:
+        file.write("".join(map(chr, sorted(font.getBestCmap()))))
 
 
 main(*sys.argv[1:])

@@ -11,7 +11,7 @@ const MAX_SIDE: u64 = 32_000;
 
 /// Renders an SVG document at `scale` times its size and encodes it as PNG.
 ///
-/// Text is set in the embedded font; external images and fonts are not looked up.
+/// Text is set in the embedded font, with □ for characters that it lacks; external images and fonts are not looked up.
 ///
 /// # Errors
 /// [`Error::Backend`] if `svg` is not SVG, [`Error::TooLarge`] if a side has more than 32,000 pixels.
@@ -29,7 +29,7 @@ pub(super) struct Canvas {
 impl Canvas {
     /// The picture of an SVG document at `scale` times its size, on white.
     pub(super) fn of(svg: &str, scale: f32) -> Result<Self, Error> {
-        let tree = usvg::Tree::from_str(svg, &font::options()).map_err(|e| Error::Backend(e.to_string()))?;
+        let tree = usvg::Tree::from_str(&font::shown(svg), &font::options()).map_err(|e| Error::Backend(e.to_string()))?;
         let side = |length: f32| (f64::from(length) * f64::from(scale)).ceil() as u64;
         let (width, height) = (side(tree.size().width()), side(tree.size().height()));
         let too_large = Error::TooLarge { width, height };
