@@ -1,1 +1,4 @@
 //! Native stages of trestle.
+
+pub mod draw;
+pub mod table;
