@@ -29,8 +29,8 @@ pub fn run(args: &Run) -> Result<ExitCode, Fail> {
         Format::Human => render::human(),
         Format::Json => Box::new(render::Json),
     };
-    let _lock = lock(&project, render.as_mut())?;
-    project.cache.sweep_tmp()?;
+    let held = lock(&project, render.as_mut())?;
+    project.cache.sweep_tmp(&held)?;
     let options = options(args, &project);
     let executor: Arc<dyn Executor> = Arc::new(local(&options)?);
     let runtime = tokio::runtime::Builder::new_current_thread()
