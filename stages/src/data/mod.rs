@@ -6,5 +6,6 @@ mod resize;
 pub mod words;
 
 pub use classes::{ClassPrompts, Classes, Prompts};
+pub(crate) use classes::{read_json, write_json};
 pub use image_set::{FILE, ImageSet, META, Meta, Normalisation};
 pub use resize::Filter;

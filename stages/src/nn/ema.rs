@@ -38,7 +38,10 @@ impl Ema {
         for (name, var) in params.iter() {
             let Some(average) = self.averages.get_mut(name) else { continue };
             with(var, |values| {
-                average.par_chunks_mut(CHUNK).zip(values.par_chunks(CHUNK)).for_each(|(a, w)| a.iter_mut().zip(w).for_each(|(a, w)| *a += (1.0 - decay) * (w - *a)));
+                average
+                    .par_chunks_mut(CHUNK)
+                    .zip(values.par_chunks(CHUNK))
+                    .for_each(|(a, w)| a.iter_mut().zip(w).for_each(|(a, w)| *a += (1.0 - decay) * (w - *a)));
                 Ok(())
             })?;
         }

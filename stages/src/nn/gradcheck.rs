@@ -69,7 +69,13 @@ fn direction(gradient: &[f32], norm: f64, i: usize, name: &str) -> Vec<f32> {
     raw.iter().map(|v| (f64::from(*v) / length) as f32).collect()
 }
 
-fn derivative(params: &Params, loss: &impl Fn(&Params) -> Result<Tensor>, name: &str, gradient: &[f32], direction: &[f32]) -> Result<Finding> {
+fn derivative(
+    params: &Params,
+    loss: &impl Fn(&Params) -> Result<Tensor>,
+    name: &str,
+    gradient: &[f32],
+    direction: &[f32],
+) -> Result<Finding> {
     let backward: f64 = gradient.iter().zip(direction).map(|(g, d)| f64::from(*g) * f64::from(*d)).sum();
     let values = params.values(name)?;
     let shape = params.get(name)?.dims().to_vec();

@@ -98,7 +98,10 @@ pub fn matmul(m: usize, n: usize, k: usize, c: &mut [f32], a: Matrix<'_>, b: Mat
     }
     if m >= 2 * ROWS || n < 2 * COLUMNS {
         let rows = if m >= 2 * ROWS { ROWS } else { m.div_ceil(2).max(1) };
-        c[..m * n].par_chunks_mut(rows * n).enumerate().for_each(|(i, chunk)| gemm(chunk.len() / n, n, k, chunk, n, false, a.row(i * rows), b));
+        c[..m * n]
+            .par_chunks_mut(rows * n)
+            .enumerate()
+            .for_each(|(i, chunk)| gemm(chunk.len() / n, n, k, chunk, n, false, a.row(i * rows), b));
         return;
     }
     // Few rows, many columns: each task makes a block of columns apart, which is then copied to its place.
@@ -257,7 +260,16 @@ impl Conv {
         let mut dx = vec![0.0; self.n * self.h * self.w * self.c];
         dx.par_chunks_mut(self.h * self.w * self.c).enumerate().for_each(|(image, dx)| {
             with_scratch(oh * ow * patch, |rows| {
-                gemm(oh * ow, patch, self.o, rows, patch, false, Matrix::new(&dy[image * oh * ow * self.o..], self.o), Matrix::new(&wt, patch));
+                gemm(
+                    oh * ow,
+                    patch,
+                    self.o,
+                    rows,
+                    patch,
+                    false,
+                    Matrix::new(&dy[image * oh * ow * self.o..], self.o),
+                    Matrix::new(&wt, patch),
+                );
                 for (pixel, row) in rows.chunks_exact(patch).enumerate() {
                     self.scatter_patch(pixel / ow * self.s, pixel % ow * self.s, row, dx);
                 }

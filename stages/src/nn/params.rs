@@ -117,7 +117,8 @@ impl Params {
             }
             bytes.push((name.clone(), var.dims().to_vec(), values.iter().flat_map(|v| v.to_le_bytes()).collect()));
         }
-        let views: Result<Vec<_>, _> = bytes.iter().map(|(name, shape, data)| Ok((name, TensorView::new(Dtype::F32, shape.clone(), data)?))).collect();
+        let views: Result<Vec<_>, _> =
+            bytes.iter().map(|(name, shape, data)| Ok((name, TensorView::new(Dtype::F32, shape.clone(), data)?))).collect();
         let views = views.map_err(|e: safetensors::SafeTensorError| Error::data(path, e))?;
         let encoded = safetensors::serialize(views, None).map_err(|e| Error::data(path, e))?;
         std::fs::write(path, encoded).map_err(Error::io(path))
@@ -153,7 +154,10 @@ impl Params {
             match self.vars.get(name) {
                 None => return Err(Error::data(place, format!("the tensor `{name}` of the architecture is missing"))),
                 Some(found) if found.dims() != var.dims() => {
-                    return Err(Error::data(place, format!("tensor `{name}` has the shape {:?}, the architecture wants {:?}", found.dims(), var.dims())));
+                    return Err(Error::data(
+                        place,
+                        format!("tensor `{name}` has the shape {:?}, the architecture wants {:?}", found.dims(), var.dims()),
+                    ));
                 }
                 Some(_) => {}
             }

@@ -220,5 +220,9 @@ fn no_forbidden_candle_call_is_used() {
             }
         }
     }
-    assert!(found.is_empty(), "these candle calls have no right gradient or no seed; use crate::nn::ops and crate::rng:\n{}", found.join("\n"));
+    assert!(
+        found.is_empty(),
+        "these candle calls have no right gradient or no seed; use crate::nn::ops and crate::rng:\n{}",
+        found.join("\n")
+    );
 }

@@ -120,7 +120,11 @@ impl CustomOp2 for Batched {
             let dy = || {
                 let dy = with(x, |x| {
                     let left = |i: usize| Matrix::new(&x[i * m * k..], k);
-                    Ok(if transpose { Self::each(b, n, k, m, |i| (dz(i).t(), left(i))) } else { Self::each(b, k, n, m, |i| (left(i).t(), dz(i))) })
+                    Ok(if transpose {
+                        Self::each(b, n, k, m, |i| (dz(i).t(), left(i)))
+                    } else {
+                        Self::each(b, k, n, m, |i| (left(i).t(), dz(i)))
+                    })
                 })?;
                 gradient(dy, y)
             };

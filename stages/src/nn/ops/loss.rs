@@ -63,7 +63,11 @@ impl CustomOp1 for Mse {
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let x = slice(x, layout)?;
         // Rows of a fixed length in single precision, their sums in double.
-        let total: f64 = x.chunks(1024).zip(self.target.chunks(1024)).map(|(x, t)| f64::from(x.iter().zip(t).map(|(x, t)| (x - t) * (x - t)).sum::<f32>())).sum();
+        let total: f64 = x
+            .chunks(1024)
+            .zip(self.target.chunks(1024))
+            .map(|(x, t)| f64::from(x.iter().zip(t).map(|(x, t)| (x - t) * (x - t)).sum::<f32>()))
+            .sum();
         output(vec![(total / x.len() as f64) as f32], ())
     }
 

@@ -29,7 +29,9 @@ impl Norm {
     /// Sums by group, given to every channel of the group.
     fn by_group(&self, sums: &[f32]) -> Vec<f32> {
         let width = self.c / self.groups;
-        sums.chunks_exact(width).flat_map(|group| std::iter::repeat_n(group.iter().map(|v| f64::from(*v)).sum::<f64>() as f32, width)).collect()
+        sums.chunks_exact(width)
+            .flat_map(|group| std::iter::repeat_n(group.iter().map(|v| f64::from(*v)).sum::<f64>() as f32, width))
+            .collect()
     }
 
     /// Mean first, then the squares of what is left: no cancellation.
@@ -81,7 +83,9 @@ impl Norm {
             .map(|((dx, x), dy)| {
                 let (mut dgamma, mut dbeta) = (vec![0.0; self.c], vec![0.0; self.c]);
                 let (mut own_gamma, mut own_beta) = (vec![0.0; self.c], vec![0.0; self.c]);
-                for ((dx, x), dy) in dx.chunks_exact_mut(self.sample()).zip(x.chunks_exact(self.sample())).zip(dy.chunks_exact(self.sample())) {
+                for ((dx, x), dy) in
+                    dx.chunks_exact_mut(self.sample()).zip(x.chunks_exact(self.sample())).zip(dy.chunks_exact(self.sample()))
+                {
                     let Moments { mean, rstd } = self.moments(x);
                     own_gamma.fill(0.0);
                     own_beta.fill(0.0);
@@ -97,7 +101,8 @@ impl Norm {
                     // dx = dy·a + x·b + e, by channel.
                     let a: Vec<f32> = gamma.iter().zip(&rstd).map(|(g, r)| g * r).collect();
                     let b: Vec<f32> = mean_gx.iter().zip(&rstd).map(|(m, r)| -m / count * r * r).collect();
-                    let e: Vec<f32> = mean_g.iter().zip(&rstd).zip(mean.iter().zip(&b)).map(|((g, r), (m, b))| -g / count * r - m * b).collect();
+                    let e: Vec<f32> =
+                        mean_g.iter().zip(&rstd).zip(mean.iter().zip(&b)).map(|((g, r), (m, b))| -g / count * r - m * b).collect();
                     for ((dx, x), dy) in dx.chunks_exact_mut(self.c).zip(x.chunks_exact(self.c)).zip(dy.chunks_exact(self.c)) {
                         for (((((o, x), d), a), b), e) in dx.iter_mut().zip(x).zip(dy).zip(&a).zip(&b).zip(&e) {
                             *o = d * a + x * b + e;
@@ -119,11 +124,26 @@ impl CustomOp3 for Norm {
         "norm"
     }
 
-    fn cpu_fwd(&self, x: &CpuStorage, lx: &Layout, g: &CpuStorage, lg: &Layout, b: &CpuStorage, lb: &Layout) -> Result<(CpuStorage, Shape)> {
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        lx: &Layout,
+        g: &CpuStorage,
+        lg: &Layout,
+        b: &CpuStorage,
+        lb: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
         output(self.forward(slice(x, lx)?, slice(g, lg)?, slice(b, lb)?), lx.shape().clone())
     }
 
-    fn bwd(&self, x: &Tensor, gamma: &Tensor, beta: &Tensor, _: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+    fn bwd(
+        &self,
+        x: &Tensor,
+        gamma: &Tensor,
+        beta: &Tensor,
+        _: &Tensor,
+        dy: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let (dx, dgamma, dbeta) = with(x, |x| with(gamma, |g| with(dy, |dy| Ok(self.backward(x, g, dy)))))?;
         Ok((Some(gradient(dx, x)?), Some(gradient(dgamma, gamma)?), Some(gradient(dbeta, beta)?)))
     }

@@ -61,7 +61,10 @@ impl CustomOp1 for MaxPool2 {
         let (x, size) = (slice(x, lx)?, self.h * self.w * self.c);
         let mut y = vec![0.0; x.len() / 4];
         let mut largest = vec![0u8; y.len()];
-        y.par_chunks_mut(size / 4).zip(largest.par_chunks_mut(size / 4)).zip(x.par_chunks(size)).for_each(|((y, l), x)| self.image(x, y, l));
+        y.par_chunks_mut(size / 4)
+            .zip(largest.par_chunks_mut(size / 4))
+            .zip(x.par_chunks(size))
+            .for_each(|((y, l), x)| self.image(x, y, l));
         // A second forward pass of one op does not happen: every call of `max_pool2` makes its own.
         let _ = self.largest.set(largest);
         output(y, (x.len() / size, self.h / 2, self.w / 2, self.c))
@@ -72,7 +75,10 @@ impl CustomOp1 for MaxPool2 {
         let size = self.h * self.w * self.c;
         let mut dx = vec![0.0; x.elem_count()];
         with(dy, |dy| {
-            dx.par_chunks_mut(size).zip(dy.par_chunks(size / 4)).zip(largest.par_chunks(size / 4)).for_each(|((dx, dy), l)| self.image_back(dy, l, dx));
+            dx.par_chunks_mut(size)
+                .zip(dy.par_chunks(size / 4))
+                .zip(largest.par_chunks(size / 4))
+                .for_each(|((dx, dy), l)| self.image_back(dy, l, dx));
             Ok(())
         })?;
         gradient(dx, x).map(Some)

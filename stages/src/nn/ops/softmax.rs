@@ -44,12 +44,16 @@ impl CustomOp1 for Softmax {
         let mut dx = vec![0.0; y.elem_count()];
         with(y, |y| {
             with(dy, |dy| {
-                dx.par_chunks_mut(self.chunk()).zip(y.par_chunks(self.chunk())).zip(dy.par_chunks(self.chunk())).for_each(|((dx, y), dy)| {
-                    for ((dx, y), dy) in dx.chunks_exact_mut(self.width).zip(y.chunks_exact(self.width)).zip(dy.chunks_exact(self.width)) {
-                        let dot: f32 = y.iter().zip(dy).map(|(y, d)| y * d).sum();
-                        dx.iter_mut().zip(y).zip(dy).for_each(|((dx, y), d)| *dx = y * (d - dot));
-                    }
-                });
+                dx.par_chunks_mut(self.chunk()).zip(y.par_chunks(self.chunk())).zip(dy.par_chunks(self.chunk())).for_each(
+                    |((dx, y), dy)| {
+                        for ((dx, y), dy) in
+                            dx.chunks_exact_mut(self.width).zip(y.chunks_exact(self.width)).zip(dy.chunks_exact(self.width))
+                        {
+                            let dot: f32 = y.iter().zip(dy).map(|(y, d)| y * d).sum();
+                            dx.iter_mut().zip(y).zip(dy).for_each(|((dx, y), d)| *dx = y * (d - dot));
+                        }
+                    },
+                );
                 Ok(())
             })
         })?;
