@@ -1,45 +1,27 @@
-//! Differentiable operations for training on CPU, as candle custom ops with a forward and a backward of our own.
+//! Our own differentiable operations, as candle custom ops, and what trains with them.
 //!
-//! candle's own pooling, normalisation, softmax, upsampling and ReLU have wrong or severed gradients, often without an error, and
-//! its initialisers and dropout draw from an unseeded generator. Models in this crate are therefore built from this module and
-//! from the few candle operations whose gradients are right: `add`, `sub`, `mul`, `affine`, `reshape`, `transpose`, `permute`,
-//! `narrow`, `cat`, `sum`. A test of the crate holds the sources to that list.
+//! candle is the host: tensors, the graph of a backward pass, safetensors. Several of its own training ops have no gradient, or a wrong one, without an
+//! error, and its CPU random numbers cannot be seeded. So models are built of [`ops`] and of these candle calls alone, whose gradients
+//! were checked: `add`, `sub`, `mul`, `broadcast_{add,sub,mul}`, `affine`, `reshape`, `transpose`/`permute` + `contiguous`, `narrow`,
+//! `cat`, `sum`, `mean`, `sqr`. A test keeps the others out of this crate, and [`gradcheck`] holds every trainable tensor of every model to
+//! finite differences.
 //!
-//! # Layout
-//! Images are `[n, h, w, c]`, convolution weights `[kh, kw, c, o]`, linear weights `[in, out]`, all row-major f32.
+//! Images are NHWC, convolution weights `[kh, kw, c, o]`, linear weights `[in, out]`, all `f32`.
 //!
-//! # Reproducibility
-//! Work is cut into blocks whose size depends on the shapes alone; sums are taken in a fixed order. The results are the same bytes
-//! with any number of threads. Another instruction set may give other bits, since the matrix products choose their kernel by it.
+//! # The same bytes with any number of threads
+//! Work is cut into chunks whose size depends on shapes alone, sums over chunks are added in their order, and each matrix product runs
+//! on one thread. Another instruction set may give other bits, since `gemm` chooses its kernels at run time.
 
+pub mod ema;
 pub mod gradcheck;
-
-mod activation;
-mod attention;
-mod conv;
-mod embedding;
-mod loss;
+mod kernel;
 mod math;
-mod matmul;
-mod norm;
-mod optim;
-mod params;
-mod pool;
-mod raw;
-mod tile;
+pub mod ops;
+pub mod optim;
+pub mod params;
+mod storage;
 
-pub use activation::{gelu, relu, silu};
-pub use attention::{Mask, attention};
-pub use conv::{Conv, conv2d};
-pub use embedding::embedding;
-pub use loss::{cross_entropy, mse, one_hot, softmax};
-pub use matmul::{linear, matmul};
-pub use norm::{Post, group_norm, layer_norm, rms_norm};
-pub use optim::{AdamW, AdamWConfig, Ema, Sgd, SgdConfig};
 pub use params::Params;
-pub use pool::{avg_pool, bias_relu_pool, global_avg_pool, max_pool, upsample2x};
-pub use raw::{in_pool, values};
-pub use tile::{add_bias, add_per_sample, cat_channels, film, gated_add};
 
 #[cfg(test)]
 mod tests;

@@ -1,211 +1,150 @@
-//! Optimisers that update the parameters in place, and the moving average of weights.
+//! Optimisers: one fused pass over weights, gradient and state, in place.
 
-use candle_core::backprop::GradStore;
-use candle_core::{CpuStorage, InplaceOp2, Layout, Result, Var, bail};
-use rayon::prelude::*;
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 
-use super::Params;
-use super::raw::{BLOCK, slice, with};
+use candle_core::backprop::GradStore;
+use candle_core::{CpuStorage, InplaceOp2, Layout, Tensor, Var};
+use rayon::prelude::*;
 
-/// AdamW's settings.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct AdamWConfig {
-    /// Decay of the first moment.
-    pub beta1: f32,
-    /// Decay of the second moment.
-    pub beta2: f32,
-    /// Added to the denominator.
-    pub eps: f32,
-    /// Decoupled weight decay; not applied to parameters of one dimension (biases and normalisations).
-    pub weight_decay: f32,
-    /// The gradient's norm is scaled down to this, if it is larger.
-    pub clip: Option<f32>,
-}
+use crate::error::{Error, Result};
 
-impl Default for AdamWConfig {
-    fn default() -> Self {
-        Self { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, clip: None }
-    }
-}
+use super::math::CHUNK;
+use super::params::Params;
+use super::storage::{slice, with};
 
-/// AdamW (Loshchilov and Hutter 2019, algorithm 2).
-#[derive(Debug)]
+/// AdamW (Loshchilov and Hutter 2019): Adam with the decay of weights apart from the gradient.
+#[derive(Debug, Clone)]
 pub struct AdamW {
-    config: AdamWConfig,
+    /// Decay of the mean of gradients.
+    pub beta1: f32,
+    /// Decay of the mean of squared gradients.
+    pub beta2: f32,
+    /// Keeps the division finite.
+    pub eps: f32,
+    /// Share of the weights that is taken away in each step, times the learning rate; only of tensors with two or more dimensions.
+    pub weight_decay: f32,
     step: i32,
-    moments: BTreeMap<String, Vec<f32>>,
+    state: BTreeMap<String, (Vec<f32>, Vec<f32>)>,
 }
 
 impl AdamW {
-    /// At step 0.
-    pub fn new(config: AdamWConfig) -> Self {
-        Self { config, step: 0, moments: BTreeMap::new() }
+    /// β₁ 0.9, β₂ 0.999, ε 1e-8.
+    pub fn new(weight_decay: f64) -> Self {
+        Self { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: weight_decay as f32, step: 0, state: BTreeMap::new() }
     }
 
-    /// Updates every trainable parameter, at learning rate `lr`.
+    /// One step on all tensors of `params` that have a gradient and that `trains` lets through.
     ///
     /// # Errors
-    /// If a trainable parameter has no gradient: it is not part of the loss, or an operation severed it.
-    pub fn step(&mut self, params: &Params, grads: &GradStore, lr: f32) -> Result<()> {
+    /// If a gradient cannot be read.
+    pub fn step(&mut self, params: &Params, grads: &GradStore, lr: f64, trains: impl Fn(&str) -> bool) -> Result<()> {
         self.step += 1;
-        let c = self.config;
-        let scale = clip_scale(params, grads, c.clip)?;
-        let (fix1, fix2) = (1.0 / (1.0 - c.beta1.powi(self.step)), 1.0 / (1.0 - c.beta2.powi(self.step)));
-        for (name, var) in params.trainable() {
-            let moments = self.moments.entry(name.to_owned()).or_insert_with(|| vec![0.0; 2 * var.elem_count()]);
-            let decay = if var.rank() > 1 { 1.0 - lr * c.weight_decay } else { 1.0 };
-            update(var, grads, name, moments, move |w, m, g| {
-                let g = g * scale;
-                m[0] = c.beta1 * m[0] + (1.0 - c.beta1) * g;
-                m[1] = c.beta2 * m[1] + (1.0 - c.beta2) * g * g;
-                *w = *w * decay - lr * (m[0] * fix1) / ((m[1] * fix2).sqrt() + c.eps);
-            })?;
+        for (name, var) in params.iter().filter(|(name, _)| trains(name)) {
+            let Some(grad) = grads.get(var) else { continue };
+            let n = var.elem_count();
+            let (mean, square) = self.state.remove(name).unwrap_or_else(|| (vec![0.0; n], vec![0.0; n]));
+            let decay = if var.dims().len() > 1 { self.weight_decay } else { 0.0 };
+            let update = Update {
+                beta: (self.beta1, self.beta2),
+                correction: (1.0 / (1.0 - self.beta1.powi(self.step)), 1.0 / (1.0 - self.beta2.powi(self.step))),
+                eps: self.eps,
+                lr: lr as f32,
+                decay: lr as f32 * decay,
+                state: Mutex::new((mean, square)),
+            };
+            var.inplace_op2(&grad.contiguous()?, &update)?;
+            let state = update.state.into_inner().map_err(|_| Error::argument("the optimiser's state was lost to a panic"))?;
+            self.state.insert(name.clone(), state);
         }
         Ok(())
     }
 }
 
-/// The settings of stochastic gradient descent.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct SgdConfig {
-    /// Momentum, as PyTorch defines it: `v ← momentum · v + g`, `w ← w − lr · v`.
-    pub momentum: f32,
-    /// Looks ahead by one step of momentum.
-    pub nesterov: bool,
-    /// L2 penalty, added to the gradient; not applied to parameters of one dimension.
-    pub weight_decay: f32,
-    /// The gradient's norm is scaled down to this, if it is larger.
-    pub clip: Option<f32>,
-}
-
-/// Stochastic gradient descent with momentum.
-#[derive(Debug)]
-pub struct Sgd {
-    config: SgdConfig,
-    velocity: BTreeMap<String, Vec<f32>>,
-}
-
-impl Sgd {
-    /// At rest.
-    pub fn new(config: SgdConfig) -> Self {
-        Self { config, velocity: BTreeMap::new() }
-    }
-
-    /// Updates every trainable parameter, at learning rate `lr`.
-    ///
-    /// # Errors
-    /// If a trainable parameter has no gradient.
-    pub fn step(&mut self, params: &Params, grads: &GradStore, lr: f32) -> Result<()> {
-        let c = self.config;
-        let scale = clip_scale(params, grads, c.clip)?;
-        for (name, var) in params.trainable() {
-            let velocity = self.velocity.entry(name.to_owned()).or_insert_with(|| vec![0.0; var.elem_count()]);
-            let decay = if var.rank() > 1 { c.weight_decay } else { 0.0 };
-            update(var, grads, name, velocity, move |w, v, g| {
-                let g = g * scale + decay * *w;
-                v[0] = c.momentum * v[0] + g;
-                *w -= lr * if c.nesterov { g + c.momentum * v[0] } else { v[0] };
-            })?;
-        }
-        Ok(())
-    }
-}
-
-fn gradient<'a>(grads: &'a GradStore, name: &str, var: &Var) -> Result<&'a candle_core::Tensor> {
-    match grads.get(var) {
-        Some(grad) => Ok(grad),
-        None => bail!("parameter `{name}` received no gradient; freeze it if the loss does not depend on it"),
-    }
-}
-
-/// The factor that brings the norm of all gradients down to `clip`.
-fn clip_scale(params: &Params, grads: &GradStore, clip: Option<f32>) -> Result<f32> {
-    let Some(clip) = clip else { return Ok(1.0) };
-    let mut squares = 0f64;
-    for (name, var) in params.trainable() {
-        let grad = gradient(grads, name, var)?.contiguous()?;
-        squares += with(&grad, |g| super::raw::sum(g.len(), |a, b| g[a..b].iter().map(|v| f64::from(*v).powi(2)).sum()))?;
-    }
-    let norm = squares.sqrt() as f32;
-    Ok(if norm > clip { clip / norm } else { 1.0 })
-}
-
-/// Calls `f(weight, its state, its gradient)` for every value; `state` holds the same number of values for each weight.
-fn update(var: &Var, grads: &GradStore, name: &str, state: &mut [f32], f: impl Fn(&mut f32, &mut [f32], f32) + Sync) -> Result<()> {
-    let grad = gradient(grads, name, var)?.contiguous()?;
-    var.inplace_op2(&grad, &Update { state: Mutex::new(state), f })
-}
-
-struct Update<'a, F> {
-    state: Mutex<&'a mut [f32]>,
-    f: F,
-}
-
-impl<F: Fn(&mut f32, &mut [f32], f32) + Sync> InplaceOp2 for Update<'_, F> {
-    fn name(&self) -> &'static str {
-        "optimiser step"
-    }
-
-    fn cpu_fwd(&self, w: &mut CpuStorage, lw: &Layout, g: &CpuStorage, lg: &Layout) -> Result<()> {
-        let (Some((start, end)), CpuStorage::F32(w)) = (lw.contiguous_offsets(), w) else { bail!("parameters are contiguous f32") };
-        let (w, g) = (&mut w[start..end], slice(g, lg)?);
-        let Ok(mut state) = self.state.lock() else { bail!("an earlier optimiser step panicked") };
-        let each = state.len() / w.len().max(1);
-        let blocks = w.par_chunks_mut(BLOCK).zip(state.par_chunks_mut(BLOCK * each)).zip(g.par_chunks(BLOCK));
-        blocks.for_each(|((w, state), g)| {
-            for ((w, state), g) in w.iter_mut().zip(state.chunks_exact_mut(each)).zip(g) {
-                (self.f)(w, state, *g);
-            }
-        });
-        Ok(())
-    }
-}
-
-/// An exponential moving average of the parameters, with the warm-up `min(decay, (1 + t) / (10 + t))`.
-#[derive(Debug, Clone)]
-pub struct Ema {
+struct Update {
+    beta: (f32, f32),
+    correction: (f32, f32),
+    eps: f32,
+    lr: f32,
     decay: f32,
-    step: u64,
-    values: BTreeMap<String, Vec<f32>>,
+    state: Mutex<(Vec<f32>, Vec<f32>)>,
 }
 
-impl Ema {
-    /// Starts at the present values.
-    ///
-    /// # Errors
-    /// If a parameter is not f32.
-    pub fn new(params: &Params, decay: f32) -> Result<Self> {
-        Ok(Self { decay, step: 0, values: params.values()? })
+impl Update {
+    fn chunk(&self, w: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32]) {
+        let ((b1, b2), (c1, c2)) = (self.beta, self.correction);
+        for (((w, g), m), v) in w.iter_mut().zip(g).zip(m).zip(v) {
+            *m = b1 * *m + (1.0 - b1) * g;
+            *v = b2 * *v + (1.0 - b2) * g * g;
+            *w -= self.decay * *w + self.lr * (*m * c1) / ((*v * c2).sqrt() + self.eps);
+        }
+    }
+}
+
+impl InplaceOp2 for Update {
+    fn name(&self) -> &'static str {
+        "adamw"
     }
 
-    /// Moves towards the present values.
-    ///
-    /// # Errors
-    /// If a parameter is not f32.
-    pub fn update(&mut self, params: &Params) -> Result<()> {
-        self.step += 1;
-        let t = self.step as f32;
-        let decay = self.decay.min((1.0 + t) / (10.0 + t));
-        for (name, var) in params.trainable() {
-            let Some(mean) = self.values.get_mut(name) else { bail!("the average knows no parameter `{name}`") };
-            with(var, |w| {
-                super::raw::chunks(mean, BLOCK, |i, mean| {
-                    for (m, w) in mean.iter_mut().zip(&w[i * BLOCK..]) {
-                        *m += (1.0 - decay) * (*w - *m);
-                    }
-                });
-            })?;
-        }
+    fn cpu_fwd(&self, w: &mut CpuStorage, lw: &Layout, g: &CpuStorage, lg: &Layout) -> candle_core::Result<()> {
+        let g = slice(g, lg)?;
+        let (CpuStorage::F32(w), Some((start, end))) = (w, lw.contiguous_offsets()) else {
+            candle_core::bail!("adamw: the weights are not contiguous f32");
+        };
+        let mut state = self.state.lock().map_err(|_| candle_core::Error::Msg("adamw: the state was lost to a panic".to_owned()))?;
+        let (m, v) = &mut *state;
+        w[start..end]
+            .par_chunks_mut(CHUNK)
+            .zip(g.par_chunks(CHUNK))
+            .zip(m.par_chunks_mut(CHUNK))
+            .zip(v.par_chunks_mut(CHUNK))
+            .for_each(|(((w, g), m), v)| self.chunk(w, g, m, v));
         Ok(())
     }
+}
 
-    /// Replaces the parameters by their averages.
-    ///
-    /// # Errors
-    /// If the parameters are not those of the average.
-    pub fn copy_to(&self, params: &mut Params) -> Result<()> {
-        self.values.iter().try_for_each(|(name, values)| params.set(name, values))
+/// The Euclidean norm of all gradients together, in double precision and the order of the names.
+///
+/// # Errors
+/// If a gradient cannot be read.
+pub fn grad_norm(params: &Params, grads: &GradStore) -> Result<f64> {
+    let mut total = 0.0;
+    for grad in params.iter().filter_map(|(_, var)| grads.get(var)) {
+        total += with(grad, |g| Ok(g.chunks(1024).map(|c| f64::from(c.iter().map(|v| v * v).sum::<f32>())).sum::<f64>()))?;
     }
+    Ok(total.sqrt())
+}
+
+/// Scales all gradients so that their norm is at most `limit`; gives the norm before.
+///
+/// # Errors
+/// If a gradient cannot be scaled.
+pub fn clip(params: &Params, grads: &mut GradStore, limit: f64) -> Result<f64> {
+    let norm = grad_norm(params, grads)?;
+    if norm > limit {
+        for (_, var) in params.iter() {
+            let scaled = grads.get(var).map(|g: &Tensor| g.affine(limit / norm, 0.0)).transpose()?;
+            if let Some(scaled) = scaled {
+                grads.insert(var, scaled);
+            }
+        }
+    }
+    Ok(norm)
+}
+
+/// Learning rate at `step` of `total`: a linear warm-up over `warmup` steps, then a half cosine down to 0 (Loshchilov and Hutter 2017).
+pub fn cosine(peak: f64, step: usize, total: usize, warmup: usize) -> f64 {
+    if step < warmup {
+        return peak * (step + 1) as f64 / warmup as f64;
+    }
+    let progress = (step - warmup) as f64 / total.saturating_sub(warmup).max(1) as f64;
+    peak * 0.5 * (1.0 + (std::f64::consts::PI * progress).cos())
+}
+
+/// The gradient of one variable, if it has one, as values.
+///
+/// # Errors
+/// If it cannot be read.
+pub fn gradient_values(grads: &GradStore, var: &Var) -> Result<Option<Vec<f32>>> {
+    Ok(grads.get(var).map(|g| with(g, |g| Ok(g.to_vec()))).transpose()?)
 }

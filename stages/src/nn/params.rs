@@ -1,168 +1,197 @@
-//! The named parameters of a model.
+//! The tensors of a model, by name.
 
-use candle_core::{DType, Device, Result, Shape, Tensor, Var, bail};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::BTreeMap;
 use std::path::Path;
 
-/// Parameters by name, in the order of their names; some may be frozen, which severs them from the graph.
-#[derive(Debug, Default)]
+use candle_core::{Device, Tensor, Var};
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+
+use crate::error::{Error, Result};
+use crate::rng::Stream;
+
+use super::storage::with;
+
+/// Named tensors in the order of their names; all `f32` on the CPU.
+#[derive(Debug, Clone, Default)]
 pub struct Params {
     vars: BTreeMap<String, Var>,
-    frozen: BTreeSet<String>,
 }
 
 impl Params {
-    /// No parameters.
+    /// No tensors yet.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Adds a parameter, or replaces the one of that name.
+    /// Adds a tensor, or replaces the one of that name.
     ///
     /// # Errors
-    /// If there are not as many values as the shape has elements.
-    pub fn insert(&mut self, name: &str, values: Vec<f32>, shape: impl Into<Shape>) -> Result<()> {
-        let shape = shape.into();
-        if shape.elem_count() != values.len() {
-            bail!("parameter `{name}`: {} values for shape {:?}", values.len(), shape.dims());
-        }
-        self.vars.insert(name.to_owned(), Var::from_vec(values, shape, &Device::Cpu)?);
+    /// If the shape does not hold that many values.
+    pub fn insert(&mut self, name: &str, shape: &[usize], values: Vec<f32>) -> Result<()> {
+        let var = Var::from_tensor(&Tensor::from_vec(values, shape, &Device::Cpu)?)?;
+        self.vars.insert(name.to_owned(), var);
         Ok(())
     }
 
-    /// Adds a parameter of one value.
+    /// Adds a tensor of normal values with variance `gain / fan_in` (He et al. 2015 with gain 2). The values depend on the seed and the name alone.
     ///
     /// # Errors
-    /// If it cannot be made.
-    pub fn constant(&mut self, name: &str, shape: impl Into<Shape>, value: f32) -> Result<()> {
-        let shape = shape.into();
-        self.insert(name, vec![value; shape.elem_count()], shape)
+    /// As [`insert`](Self::insert).
+    pub fn normal(&mut self, name: &str, shape: &[usize], fan_in: usize, gain: f64, stream: &Stream) -> Result<()> {
+        let scale = (gain / fan_in.max(1) as f64).sqrt() as f32;
+        let count = shape.iter().product();
+        let values = stream.child(name).normals(count).into_iter().map(|v| v * scale).collect();
+        self.insert(name, shape, values)
     }
 
-    /// Adds a parameter of `std` times values drawn from `normal`, a source of standard normal values.
+    /// Adds a tensor of one value.
     ///
     /// # Errors
-    /// If it cannot be made.
-    pub fn normal(&mut self, name: &str, shape: impl Into<Shape>, std: f32, normal: &mut dyn FnMut() -> f32) -> Result<()> {
-        let shape = shape.into();
-        let values = (0..shape.elem_count()).map(|_| std * normal()).collect();
-        self.insert(name, values, shape)
+    /// As [`insert`](Self::insert).
+    pub fn constant(&mut self, name: &str, shape: &[usize], value: f32) -> Result<()> {
+        self.insert(name, shape, vec![value; shape.iter().product()])
     }
 
-    /// Adds a weight whose last dimension is its outputs, with standard deviation `sqrt(gain / fan_in)` (He et al. 2015 at gain 2).
+    /// The tensor called `name`, as part of a graph.
     ///
     /// # Errors
-    /// If it cannot be made.
-    pub fn scaled(&mut self, name: &str, shape: impl Into<Shape>, gain: f32, normal: &mut dyn FnMut() -> f32) -> Result<()> {
-        let shape = shape.into();
-        let outputs = shape.dims().last().copied().unwrap_or(1).max(1);
-        let fan_in = (shape.elem_count() / outputs).max(1);
-        self.normal(name, shape, (gain / fan_in as f32).sqrt(), normal)
+    /// If there is none.
+    pub fn get(&self, name: &str) -> Result<&Tensor> {
+        Ok(self.var(name)?.as_tensor())
     }
 
-    /// The parameter as a tensor of the graph: a variable, or a constant if it is frozen.
+    /// The variable called `name`.
     ///
     /// # Errors
-    /// If there is no such parameter.
-    pub fn get(&self, name: &str) -> Result<Tensor> {
-        let Some(var) = self.vars.get(name) else { bail!("there is no parameter `{name}`") };
-        Ok(if self.frozen.contains(name) { var.as_detached_tensor() } else { var.as_tensor().clone() })
+    /// If there is none.
+    pub fn var(&self, name: &str) -> Result<&Var> {
+        self.vars.get(name).ok_or_else(|| Error::argument(format!("the model has no tensor `{name}`")))
     }
 
-    /// Freezes the parameters for whose name `frozen` is true, and thaws the others.
-    pub fn freeze(&mut self, frozen: impl Fn(&str) -> bool) {
-        self.frozen = self.vars.keys().filter(|name| frozen(name)).cloned().collect();
+    /// All variables, by name.
+    pub fn iter(&self) -> impl Iterator<Item = (&String, &Var)> {
+        self.vars.iter()
     }
 
-    /// All parameters.
-    pub fn iter(&self) -> impl Iterator<Item = (&str, &Var)> {
-        self.vars.iter().map(|(name, var)| (name.as_str(), var))
-    }
-
-    /// Those that are not frozen.
-    pub fn trainable(&self) -> impl Iterator<Item = (&str, &Var)> {
-        self.iter().filter(|(name, _)| !self.frozen.contains(*name))
-    }
-
-    /// The number of values in all.
+    /// How many values there are in all.
     pub fn count(&self) -> usize {
         self.vars.values().map(|var| var.elem_count()).sum()
     }
 
-    /// Replaces the values of a parameter.
+    /// A copy whose tensors are constants: no gradient is computed for them.
     ///
     /// # Errors
-    /// If there is no such parameter or the number of values differs.
-    pub fn set(&mut self, name: &str, values: &[f32]) -> Result<()> {
-        let Some(var) = self.vars.get(name) else { bail!("there is no parameter `{name}`") };
-        if var.elem_count() != values.len() {
-            bail!("parameter `{name}` of shape {:?} cannot take {} values", var.dims(), values.len());
-        }
-        var.set(&Tensor::from_slice(values, var.shape(), &Device::Cpu)?)
+    /// If a tensor cannot be copied.
+    pub fn frozen(&self) -> Result<Frozen> {
+        let tensors = self.vars.iter().map(|(name, var)| Ok((name.clone(), var.as_tensor().detach().copy()?)));
+        Ok(Frozen { tensors: tensors.collect::<Result<_>>()? })
     }
 
-    /// Copies of the values, by name.
+    /// A deep copy: training one does not touch the other.
     ///
     /// # Errors
-    /// If a parameter is not f32.
-    pub fn values(&self) -> Result<BTreeMap<String, Vec<f32>>> {
-        self.iter().map(|(name, var)| Ok((name.to_owned(), super::values(var)?))).collect()
+    /// If a tensor cannot be copied.
+    pub fn copied(&self) -> Result<Self> {
+        let vars = self.vars.iter().map(|(name, var)| Ok((name.clone(), Var::from_tensor(&var.as_tensor().detach().copy()?)?)));
+        Ok(Self { vars: vars.collect::<Result<_>>()? })
     }
 
-    /// Writes a safetensors file, the tensors in the order of their names: the same values give the same bytes.
+    /// The values of the tensor called `name`.
     ///
     /// # Errors
-    /// If the file cannot be written.
+    /// If there is none.
+    pub fn values(&self, name: &str) -> Result<Vec<f32>> {
+        Ok(with(self.get(name)?, |values| Ok(values.to_vec()))?)
+    }
+
+    /// Writes all tensors as safetensors: the same tensors give the same bytes.
+    ///
+    /// # Errors
+    /// If a value is not finite, or the file cannot be written.
     pub fn save(&self, path: &Path) -> Result<()> {
-        let mut tensors = Vec::with_capacity(self.vars.len());
-        for (name, var) in self.iter() {
-            let bytes: Vec<u8> = super::values(var)?.iter().flat_map(|v| v.to_le_bytes()).collect();
-            tensors.push((name.to_owned(), var.dims().to_vec(), bytes));
+        let mut bytes: Vec<(String, Vec<usize>, Vec<u8>)> = Vec::new();
+        for (name, var) in &self.vars {
+            let values = self.values(name)?;
+            if let Some(i) = values.iter().position(|v| !v.is_finite()) {
+                return Err(Error::data(path, format!("value {i} of tensor `{name}` is not finite; the training diverged")));
+            }
+            bytes.push((name.clone(), var.dims().to_vec(), values.iter().flat_map(|v| v.to_le_bytes()).collect()));
         }
-        let mut views = Vec::with_capacity(tensors.len());
-        for (name, dims, bytes) in &tensors {
-            let view = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, dims.clone(), bytes);
-            views.push((name.as_str(), view.map_err(candle_core::Error::wrap)?));
-        }
-        safetensors::serialize_to_file(views, None, path).map_err(candle_core::Error::wrap)
+        let views: Result<Vec<_>, _> =
+            bytes.iter().map(|(name, shape, data)| Ok((name, TensorView::new(Dtype::F32, shape.clone(), data)?))).collect();
+        let views = views.map_err(|e: safetensors::SafeTensorError| Error::data(path, e))?;
+        let encoded = safetensors::serialize(views, None).map_err(|e| Error::data(path, e))?;
+        std::fs::write(path, encoded).map_err(Error::io(path))
     }
 
-    /// Reads every parameter of a safetensors file.
+    /// Reads safetensors.
     ///
     /// # Errors
-    /// If the file cannot be read, or holds a tensor that is not f32 or a value that is not finite; the tensor and index are named.
+    /// If the file cannot be read, or a tensor is not `f32` or not finite; the error names file, tensor and index.
     pub fn load(path: &Path) -> Result<Self> {
-        let tensors: BTreeMap<_, _> = candle_core::safetensors::load(path, &Device::Cpu)?.into_iter().collect();
+        let bytes = std::fs::read(path).map_err(Error::io(path))?;
+        let file = SafeTensors::deserialize(&bytes).map_err(|e| Error::data(path, e))?;
         let mut params = Self::new();
-        for (name, tensor) in tensors {
-            if tensor.dtype() != DType::F32 {
-                bail!("{}: tensor `{name}` is {:?}, not f32", path.display(), tensor.dtype());
+        for (name, view) in file.tensors() {
+            if view.dtype() != Dtype::F32 {
+                return Err(Error::data(path, format!("tensor `{name}` has the type {:?}, f32 is wanted", view.dtype())));
             }
-            let values = super::values(&tensor)?;
+            let values: Vec<f32> = view.data().as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
             if let Some(i) = values.iter().position(|v| !v.is_finite()) {
-                bail!("{}: tensor `{name}` holds {} at index {i}", path.display(), values[i]);
+                return Err(Error::data(path, format!("value {i} of tensor `{name}` is not finite")));
             }
-            params.insert(&name, values, tensor.shape())?;
+            params.insert(&name, view.shape(), values)?;
         }
         Ok(params)
     }
 
-    /// Checks that the names and shapes are those of `other`.
+    /// Complains unless `other` has the same names and shapes.
     ///
     /// # Errors
-    /// The first name that is missing, unknown or of another shape.
-    pub fn same_shapes(&self, other: &Self) -> Result<()> {
-        let shapes: HashMap<_, _> = other.iter().map(|(name, var)| (name, var.dims())).collect();
-        for (name, var) in self.iter() {
-            match shapes.get(name) {
-                None => bail!("parameter `{name}` is missing"),
-                Some(dims) if *dims != var.dims() => bail!("parameter `{name}` has shape {dims:?}, {:?} is wanted", var.dims()),
+    /// Naming the first tensor that differs.
+    pub fn expect_like(&self, wanted: &Self, place: &Path) -> Result<()> {
+        for (name, var) in &wanted.vars {
+            match self.vars.get(name) {
+                None => return Err(Error::data(place, format!("the tensor `{name}` of the architecture is missing"))),
+                Some(found) if found.dims() != var.dims() => {
+                    return Err(Error::data(
+                        place,
+                        format!("tensor `{name}` has the shape {:?}, the architecture wants {:?}", found.dims(), var.dims()),
+                    ));
+                }
                 Some(_) => {}
             }
         }
-        match other.iter().find(|(name, _)| !self.vars.contains_key(*name)) {
-            Some((name, _)) => bail!("parameter `{name}` is unknown to this architecture"),
+        match self.vars.keys().find(|name| !wanted.vars.contains_key(*name)) {
+            Some(name) => Err(Error::data(place, format!("tensor `{name}` is not part of the architecture"))),
             None => Ok(()),
         }
+    }
+}
+
+/// Named constants.
+#[derive(Debug, Clone)]
+pub struct Frozen {
+    tensors: BTreeMap<String, Tensor>,
+}
+
+/// Where a model's forward pass takes its tensors from: variables or constants.
+pub trait Weights {
+    /// The tensor called `name`.
+    ///
+    /// # Errors
+    /// If there is none.
+    fn weight(&self, name: &str) -> Result<&Tensor>;
+}
+
+impl Weights for Params {
+    fn weight(&self, name: &str) -> Result<&Tensor> {
+        self.get(name)
+    }
+}
+
+impl Weights for Frozen {
+    fn weight(&self, name: &str) -> Result<&Tensor> {
+        self.tensors.get(name).ok_or_else(|| Error::argument(format!("the model has no tensor `{name}`")))
     }
 }
