@@ -4,6 +4,7 @@ pub mod data;
 pub mod draw;
 pub mod error;
 pub mod generator;
+pub mod model;
 pub mod nn;
 pub mod rng;
 pub mod table;

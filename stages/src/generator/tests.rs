@@ -68,10 +68,13 @@ fn ddim_reaches_a_known_gaussian() {
             let (a, d) = (alpha(t), sigma(t));
             // E[x₀ | x] of a Gaussian, and the v that goes with it.
             let gain = a * deviation * deviation / (a * a * deviation * deviation + d * d);
-            let v: Vec<f32> = x.iter().map(|x| {
-                let image = mean + gain * (f64::from(*x) - a * mean);
-                ((a * f64::from(*x) - image) / d) as f32
-            }).collect();
+            let v: Vec<f32> = x
+                .iter()
+                .map(|x| {
+                    let image = mean + gain * (f64::from(*x) - a * mean);
+                    ((a * f64::from(*x) - image) / d) as f32
+                })
+                .collect();
             let noise = random.normals(x.len());
             step(&mut x, &v, Some(&noise), t, s, sampler.eta(0.0));
         }
@@ -114,7 +117,8 @@ fn a_generator_survives_its_folder() {
 fn unfolding_into_blocks_and_back_is_the_identity() {
     let generator = tiny();
     let x = Tensor::from_vec(Stream::new(1, "x").normals(2 * 64), (2, 8, 8, 1), &candle_core::Device::Cpu).unwrap();
-    let context = super::text::encode(&generator.params, &generator.config, &[generator.vocab.empty(), generator.vocab.empty()], None).unwrap();
+    let context =
+        super::text::encode(&generator.params, &generator.config, &[generator.vocab.empty(), generator.vocab.empty()], None).unwrap();
     let v = super::unet::forward(&generator.params, &generator.config, &x, &[0.1, 0.9], &context).unwrap();
     assert_eq!(v.dims(), x.dims());
 }
