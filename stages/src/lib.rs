@@ -8,6 +8,7 @@ pub mod model;
 pub mod nn;
 pub mod rng;
 pub mod table;
+pub mod train;
 
 pub use error::{Error, Result};
 use trestle_engine::stage::Registry;
