@@ -3,6 +3,8 @@
 mod classes;
 mod image_set;
 mod resize;
+pub mod source;
+pub mod split;
 pub mod words;
 
 pub use classes::{ClassPrompts, Classes, Prompts};
