@@ -1,7 +1,9 @@
 //! Native stages of trestle.
 
 pub mod data;
+pub mod dataset;
 pub mod error;
+pub mod prompting;
 pub mod rng;
 
 pub use error::{Error, Result};
@@ -9,7 +11,7 @@ use trestle_engine::stage::Registry;
 
 /// Every native stage kind.
 pub fn registry() -> Registry {
-    Registry::default()
+    Registry::default().with::<dataset::Dataset>().with::<prompting::Prompting>()
 }
 
 /// The instruction set that the matrix kernels use on this machine: `avx512f`, `avx2`, `neon` or `portable`. Results are the

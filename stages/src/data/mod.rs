@@ -7,6 +7,7 @@ pub mod source;
 pub mod split;
 pub mod words;
 
+pub(crate) use classes::check_names;
 pub use classes::{ClassPrompts, Classes, Prompts};
 pub use image_set::{FILE, ImageSet, META, Meta, Normalisation};
 pub use resize::Filter;

@@ -28,7 +28,7 @@ fn array(path: &Path) -> Result<Array> {
     let want = dims.iter().try_fold(1usize, |product, &dim| product.checked_mul(dim));
     let have = bytes.len() - head;
     if want != Some(have) {
-        let each = dims.iter().skip(1).product::<usize>().max(1);
+        let each = dims.iter().skip(1).try_fold(1usize, |product, &dim| product.checked_mul(dim)).unwrap_or(usize::MAX).max(1);
         let message = format!("the header says {dims:?}, yet {have} bytes follow: the file ends or goes on at item {}", have / each);
         return Err(Error::data(path, message));
     }

@@ -80,7 +80,7 @@ fn size(path: &Path, values: usize, options: &Options) -> Result<(usize, usize, 
     let channels = |pixels: usize| [1, 3].into_iter().find(|c| pixels * c == values && pixels > 0);
     let found = match options.shape {
         Some([h, w]) => channels(h * w).map(|c| (h, w, c)),
-        None => [1, 3].into_iter().filter(|c| values % c == 0).find_map(|c| {
+        None => [1, 3].into_iter().filter(|&c| values.is_multiple_of(c)).find_map(|c| {
             let side = (values / c).isqrt();
             (side > 0 && side * side * c == values).then_some((side, side, c))
         }),

@@ -72,7 +72,7 @@ fn bad_idx_is_refused() {
     let dir = scratch();
     let (file, labels) = (dir.path().join("a-idx3"), dir.path().join("b-idx1"));
     let two = Options { classes: names(&["a", "b"]), ..Options::default() };
-    let mut check = |images: Vec<u8>, label: Vec<u8>, culprit: &str, want: &str| {
+    let check = |images: Vec<u8>, label: Vec<u8>, culprit: &str, want: &str| {
         fs::write(&file, images).unwrap();
         fs::write(&labels, label).unwrap();
         let message = refusal(&file, Some(&labels), &two, culprit);
@@ -89,6 +89,7 @@ fn bad_idx_is_refused() {
     check(good[..9].to_vec(), idx(&[2], &[0, 1]), "a-idx3", "ends within its header of 16 bytes");
     check(vec![1, 2, 3, 4, 5], idx(&[2], &[0, 1]), "a-idx3", "no IDX file");
     check(vec![], idx(&[2], &[0, 1]), "a-idx3", "no IDX file");
+    check(idx(&[1, u32::MAX, u32::MAX, u32::MAX], &[1]), idx(&[2], &[0, 1]), "a-idx3", "yet 1 bytes follow");
     check(good.clone(), idx(&[3], &[0, 1, 0]), "b-idx1", "3 labels for 2 images");
     check(good.clone(), idx(&[2], &[0, 2]), "a-idx3", "image 1 has label 2, yet there are 2 names");
     check(good.clone(), idx(&[1, 2], &[0, 1]), "b-idx1", "labels have 1 dimension");
@@ -210,7 +211,7 @@ fn bad_safetensors_are_refused() {
     use safetensors::tensor::TensorView;
     let dir = scratch();
     let path = dir.path().join("t.safetensors");
-    let mut check = |images: (Dtype, Vec<usize>), labels: (Dtype, Vec<u8>), options: &Options, want: &str| {
+    let check = |images: (Dtype, Vec<usize>), labels: (Dtype, Vec<u8>), options: &Options, want: &str| {
         let pixels = vec![7u8; images.1.iter().product::<usize>() * images.0.bitsize() / 8];
         let images = TensorView::new(images.0, images.1, &pixels).unwrap();
         let count = labels.1.len() * 8 / labels.0.bitsize();
