@@ -153,7 +153,11 @@ impl Style {
         let params = Params::load(&path)?;
         let embedding = params.get(EMBEDDING).map_err(|_| Error::data(&path, format!("there is no tensor `{EMBEDDING}`")))?.detach();
         if embedding.dims() != [1, config.text_width] {
-            let message = format!("the style has the shape {:?}, the generator wants [1, {}]: it was learned with another generator", embedding.dims(), config.text_width);
+            let message = format!(
+                "the style has the shape {:?}, the generator wants [1, {}]: it was learned with another generator",
+                embedding.dims(),
+                config.text_width
+            );
             return Err(Error::data(&path, message));
         }
         Ok(Self { embedding, meta: crate::data::read_json(&dir.join(STYLE))? })

@@ -89,11 +89,15 @@ impl Vocab {
                 Some(number) => *number,
                 None if word == STYLE_TOKEN && with_style => self.style(),
                 None if word == STYLE_TOKEN => {
-                    return Err(Error::argument(format!("the prompt `{prompt}` uses `S*`, but no style is connected (add `style:` to the stage's inputs)")));
+                    return Err(Error::argument(format!(
+                        "the prompt `{prompt}` uses `S*`, but no style is connected (add `style:` to the stage's inputs)"
+                    )));
                 }
                 None => {
                     let known = self.known().join(", ");
-                    return Err(Error::argument(format!("the prompt `{prompt}` uses the word `{word}`, which the generator has never seen; it knows: {known}")));
+                    return Err(Error::argument(format!(
+                        "the prompt `{prompt}` uses the word `{word}`, which the generator has never seen; it knows: {known}"
+                    )));
                 }
             });
         }
