@@ -1,0 +1,128 @@
+//! What goes out: contents are laid down as files and folders, hashed on the way.
+
+use std::fs::{self, File, Permissions};
+use std::io;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+
+use rayon::prelude::*;
+
+use super::{Cache, How, ListedFile};
+use crate::content::{Content, ObjectId};
+use crate::digest::BlobId;
+use crate::error::{Error, Result};
+use crate::files::{hash_file, remove_all};
+
+impl Cache {
+    /// Lays a content down at `dest`, where nothing may lie yet. The folders above are made.
+    ///
+    /// It is built beside `dest` and renamed, so `dest` is there as a whole or not at all. The bytes laid down are hashed.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] and [`Error::Missing`] name the object, and nothing stays; [`Error::Exists`]; [`Error::Io`].
+    pub fn materialize(&self, content: &Content, dest: impl AsRef<Path>, how: How) -> Result<()> {
+        let listing = self.listing(content)?;
+        build_beside(dest.as_ref(), |root| {
+            for dir in &listing.dirs {
+                let path = below(root, dir);
+                fs::create_dir(&path).map_err(Error::io("create", &path))?;
+            }
+            listing.files.par_iter().try_for_each(|file| self.give_file(file, &below(root, &file.path), how))?;
+            for (path, target) in &listing.links {
+                let path = below(root, path);
+                symlink(target, &path).map_err(Error::io("create the link", &path))?;
+            }
+            Ok(())
+        })
+    }
+
+    fn give_file(&self, file: &ListedFile, to: &Path, how: How) -> Result<()> {
+        let from = self.blob_path(&file.id);
+        let linked = how == How::Link && !file.executable && fs::hard_link(&from, to).is_ok();
+        if !linked {
+            self.copy_blob(&file.id, to)?;
+        }
+        let hashed = hash_file(to)?;
+        if linked {
+            self.note(&hashed);
+        }
+        if hashed.id != file.id {
+            return Err(Error::Damaged { object: ObjectId::Blob(file.id) });
+        }
+        if linked { Ok(()) } else { set_mode(to, how, file.executable) }
+    }
+
+    fn copy_blob(&self, id: &BlobId, to: &Path) -> Result<()> {
+        match fs::copy(self.blob_path(id), to) {
+            Ok(_) => Ok(()),
+            Err(e) if e.kind() == io::ErrorKind::NotFound && !self.blob_path(id).exists() => {
+                Err(Error::Missing { object: ObjectId::Blob(*id) })
+            }
+            Err(e) => Err(Error::io("write", to)(e)),
+        }
+    }
+
+    /// Copies the project file or folder at `from`, named `expected` before, to `dest`, where nothing may lie yet. For what a stage
+    /// is to work on: the copy is what the key was made of.
+    ///
+    /// # Errors
+    /// [`Error::Changing`] if `from` is no longer `expected`, and nothing stays; those of [`Cache::source`] and
+    /// [`Cache::materialize`].
+    pub fn copy_source(&self, from: impl AsRef<Path>, expected: &Content, dest: impl AsRef<Path>) -> Result<()> {
+        let from = from.as_ref();
+        build_beside(dest.as_ref(), |root| {
+            copy_all(from, root)?;
+            if self.source(root)? == *expected { Ok(()) } else { Err(Error::Changing { path: from.to_owned() }) }
+        })
+    }
+}
+
+/// Copies a file, or a folder with all below it. Links inside are copied as links.
+fn copy_all(from: &Path, to: &Path) -> Result<()> {
+    if !fs::metadata(from).map_err(Error::io("read", from))?.is_dir() {
+        return fs::copy(from, to).map(drop).map_err(Error::io("copy", from));
+    }
+    fs::create_dir(to).map_err(Error::io("create", to))?;
+    for item in fs::read_dir(from).map_err(Error::io("read the folder", from))? {
+        let item = item.map_err(Error::io("read the folder", from))?;
+        let (here, there) = (item.path(), to.join(item.file_name()));
+        if item.file_type().map_err(Error::io("examine", &here))?.is_symlink() {
+            let copy = || symlink(fs::read_link(&here)?, &there);
+            copy().map_err(Error::io("copy the link", &here))?;
+        } else {
+            copy_all(&here, &there)?;
+        }
+    }
+    Ok(())
+}
+
+/// Lets `build` make a file or folder beside `dest` and renames it to `dest`; removes it if that fails.
+fn build_beside(dest: &Path, build: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    if dest.symlink_metadata().is_ok() {
+        return Err(Error::Exists { path: dest.to_owned() });
+    }
+    let parent = dest.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    fs::create_dir_all(parent).map_err(Error::io("create", parent))?;
+    let temporary = parent.join(format!(".trestle-{}", crate::store::unique()));
+    let result = build(&temporary).and_then(|()| fs::rename(&temporary, dest).map_err(Error::io("create", dest)));
+    if result.is_err() {
+        // The first error is the one that tells; what cannot be removed lies under a temporary name.
+        let _ = remove_all(&temporary);
+    }
+    result
+}
+
+/// `root` itself for the empty path, which `join` would give a slash.
+fn below(root: &Path, path: &Path) -> PathBuf {
+    if path.as_os_str().is_empty() { root.to_owned() } else { root.join(path) }
+}
+
+fn set_mode(path: &Path, how: How, executable: bool) -> Result<()> {
+    let mode = match (how, executable) {
+        (How::Copy, false) => 0o644,
+        (How::Copy, true) => 0o755,
+        (How::Link, false) => 0o444,
+        (How::Link, true) => 0o555,
+    };
+    File::open(path).and_then(|file| file.set_permissions(Permissions::from_mode(mode))).map_err(Error::io("change the mode of", path))
+}
