@@ -155,7 +155,7 @@ impl Cache {
     }
 
     /// Reads again, smallest first and at most `limit` bytes in all, the blobs that came or were linked in this run and were then too
-    /// fresh for the index, so that the next run knows them by their stat. Gives those that were found damaged or missing: a stage
+    /// fresh for the index, so that the next run knows them by their stat. Gives those that were found damaged: a stage
     /// wrote to its inputs.
     ///
     /// To be called at the end of a run, before [`Cache::flush`].
@@ -177,7 +177,7 @@ impl Cache {
         });
         let ids: Vec<_> = affordable.map(|(_, id)| *id).collect();
         let healths = ids.par_iter().map(|id| Ok((*id, self.check_blob(id)?))).collect::<Result<Vec<_>>>()?;
-        Ok(healths.into_iter().filter(|(_, health)| *health != Health::Sound).map(|(id, _)| id).collect())
+        Ok(healths.into_iter().filter(|(_, health)| matches!(health, Health::Damaged(_))).map(|(id, _)| id).collect())
     }
 
     /// Removes an object, so that ingesting it again replaces it. Nothing there is fine.

@@ -7,7 +7,7 @@
 //!
 //! The index is a cache of a cache: it may be lost, cut short or of another version, and costs time alone.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -36,7 +36,7 @@ pub struct Index {
 
 #[derive(Debug, Default)]
 struct State {
-    entries: HashMap<(u64, u64), Known>,
+    entries: BTreeMap<(u64, u64), Known>,
     changed: bool,
 }
 
@@ -113,7 +113,7 @@ fn today() -> u64 {
     now().unsigned_abs() / (24 * 3600 * 1_000_000_000)
 }
 
-fn encode(entries: &HashMap<(u64, u64), Known>) -> Vec<u8> {
+fn encode(entries: &BTreeMap<(u64, u64), Known>) -> Vec<u8> {
     let mut body = Vec::with_capacity(entries.len() * ENTRY);
     for Known { stat, id, day } in entries.values() {
         let numbers = [stat.dev, stat.ino, stat.size, stat.mtime.cast_unsigned(), stat.ctime.cast_unsigned(), *day];
@@ -123,11 +123,11 @@ fn encode(entries: &HashMap<(u64, u64), Known>) -> Vec<u8> {
     [TAG, Digest::of(&body).as_bytes(), &body].concat()
 }
 
-fn read(path: &Path) -> HashMap<(u64, u64), Known> {
+fn read(path: &Path) -> BTreeMap<(u64, u64), Known> {
     fs::read(path).ok().and_then(|bytes| decode(&bytes)).unwrap_or_default()
 }
 
-fn decode(bytes: &[u8]) -> Option<HashMap<(u64, u64), Known>> {
+fn decode(bytes: &[u8]) -> Option<BTreeMap<(u64, u64), Known>> {
     let (checksum, body) = bytes.strip_prefix(TAG)?.split_at_checked(32)?;
     if checksum != Digest::of(body).as_bytes() || body.len() % ENTRY != 0 {
         return None;

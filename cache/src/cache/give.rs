@@ -1,6 +1,6 @@
 //! What goes out: contents are laid down as files and folders, hashed on the way.
 
-use std::fs::{self, File, Permissions};
+use std::fs::{self, Permissions};
 use std::io;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use super::{Cache, How, ListedFile};
 use crate::content::{Content, ObjectId};
 use crate::digest::BlobId;
 use crate::error::{Error, Result};
-use crate::files::{hash_file, remove_all};
+use crate::files::{hash_file, remove_all, special};
 
 impl Cache {
     /// Lays a content down at `dest`, where nothing may lie yet. The folders above are made.
@@ -70,6 +70,7 @@ impl Cache {
     /// [`Cache::materialize`].
     pub fn copy_source(&self, from: impl AsRef<Path>, expected: &Content, dest: impl AsRef<Path>) -> Result<()> {
         let from = from.as_ref();
+        self.refuse_own_folder(from)?;
         build_beside(dest.as_ref(), |root| {
             copy_all(from, root)?;
             if self.source(root)? == *expected { Ok(()) } else { Err(Error::Changing { path: from.to_owned() }) }
@@ -79,8 +80,11 @@ impl Cache {
 
 /// Copies a file, or a folder with all below it. Links inside are copied as links.
 fn copy_all(from: &Path, to: &Path) -> Result<()> {
-    if !fs::metadata(from).map_err(Error::io("read", from))?.is_dir() {
+    let kind = fs::metadata(from).map_err(Error::io("read", from))?.file_type();
+    if kind.is_file() {
         return fs::copy(from, to).map(drop).map_err(Error::io("copy", from));
+    } else if !kind.is_dir() {
+        return Err(special(from, kind));
     }
     fs::create_dir(to).map_err(Error::io("create", to))?;
     for item in fs::read_dir(from).map_err(Error::io("read the folder", from))? {
@@ -124,5 +128,5 @@ fn set_mode(path: &Path, how: How, executable: bool) -> Result<()> {
         (How::Link, false) => 0o444,
         (How::Link, true) => 0o555,
     };
-    File::open(path).and_then(|file| file.set_permissions(Permissions::from_mode(mode))).map_err(Error::io("change the mode of", path))
+    fs::set_permissions(path, Permissions::from_mode(mode)).map_err(Error::io("change the mode of", path))
 }

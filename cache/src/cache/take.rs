@@ -9,7 +9,7 @@ use rayon::prelude::*;
 
 use super::Cache;
 use crate::content::Content;
-use crate::digest::TreeId;
+use crate::digest::{BlobId, TreeId};
 use crate::error::{Error, Result};
 use crate::files::{Scan, Stat, hash_file, is_executable, remove_all, special};
 use crate::store::Staged;
@@ -49,7 +49,7 @@ impl Cache {
     }
 
     /// A folder that holds the cache is never twice the same.
-    fn refuse_own_folder(&self, path: &Path) -> Result<()> {
+    pub(super) fn refuse_own_folder(&self, path: &Path) -> Result<()> {
         let folder = fs::canonicalize(path).map_err(Error::io("find", path))?;
         if self.root.starts_with(&folder) {
             return Err(Error::HoldsCache { path: path.to_owned(), cache: self.root.clone() });
@@ -116,7 +116,7 @@ impl Cache {
     }
 
     /// Whether a blob is there under a stat that vouches for it. Reads nothing.
-    fn is_known_sound(&self, id: &crate::BlobId) -> bool {
+    fn is_known_sound(&self, id: &BlobId) -> bool {
         let meta = fs::symlink_metadata(self.blob_path(id));
         meta.is_ok_and(|meta| meta.is_file() && self.index.known(&Stat::from(&meta)) == Some(*id))
     }

@@ -84,11 +84,19 @@ impl LocalStore {
     /// Writes `source` to a temporary file.
     pub(crate) fn stage(&self, source: &mut dyn Read) -> Result<Staged> {
         let path = self.temporary("blob");
-        let failed = || Error::io("write", &path);
-        let mut file = File::create_new(&path).map_err(failed())?;
-        let id = copy_hashed(source, &mut file).map_err(failed())?;
-        fs::set_permissions(&path, Permissions::from_mode(0o444)).map_err(failed())?;
-        Ok(Staged { id, path })
+        let mut write = || {
+            let mut file = File::create_new(&path)?;
+            let id = copy_hashed(source, &mut file)?;
+            file.set_permissions(Permissions::from_mode(0o444))?;
+            Ok(id)
+        };
+        match write() {
+            Ok(id) => Ok(Staged { id, path }),
+            Err(e) => {
+                remove(&path)?;
+                Err(Error::io("write", &path)(e))
+            }
+        }
     }
 
     /// Gives staged blobs their names, once their bytes are on disk. Replaces what lies there.
@@ -178,5 +186,97 @@ impl Store for LocalStore {
 
     fn local_path(&self, id: &BlobId) -> Option<PathBuf> {
         Some(self.blob_path(id))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::super::conformance::{Fixture, suite};
+    use super::*;
+
+    struct Local {
+        store: LocalStore,
+        folder: tempfile::TempDir,
+    }
+
+    impl Local {
+        fn new() -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            Self { store: LocalStore::open(folder.path()).unwrap(), folder }
+        }
+
+        /// Every file of the store that has a final name.
+        fn named(&self) -> Vec<PathBuf> {
+            let list = |path: PathBuf| fs::read_dir(path).unwrap().map(|item| item.unwrap().path());
+            let shards = ["blobs", "records"].into_iter().flat_map(|name| list(self.folder.path().join(name)));
+            shards.flat_map(list).collect()
+        }
+
+        fn temporary(&self) -> usize {
+            fs::read_dir(self.store.temporary("x").parent().unwrap()).unwrap().count()
+        }
+    }
+
+    impl Fixture for Local {
+        fn store(&self) -> &dyn Store {
+            &self.store
+        }
+
+        fn damage(&self, id: &BlobId) {
+            let path = self.store.blob_path(id);
+            fs::remove_file(&path).unwrap();
+            fs::write(path, "damaged").unwrap();
+        }
+    }
+
+    suite!(Local::new());
+
+    /// A source that looks at the store while it is being read: what SIGKILL at that moment would leave.
+    struct Spy<'a>(&'a Local, &'static [u8], usize);
+
+    impl Read for Spy<'_> {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            assert_eq!(self.0.named(), Vec::<PathBuf>::new(), "nothing has a final name before it is whole");
+            self.2 += 1;
+            let count = self.1.read(&mut buffer[..1])?;
+            Ok(count)
+        }
+    }
+
+    #[test]
+    fn nothing_half_written_has_a_final_name() {
+        let local = Local::new();
+        let id = BlobId::of(b"trestle");
+        let mut spy = Spy(&local, b"trestle", 0);
+        local.store.write(&id, &mut spy).unwrap();
+        assert_eq!(spy.2, 8);
+        assert_eq!(local.named(), [local.store.blob_path(&id)]);
+        assert_eq!(local.temporary(), 0);
+    }
+
+    #[test]
+    fn a_failed_write_leaves_no_temporary_file() {
+        let local = Local::new();
+        assert!(local.store.write(&BlobId::of(b"right"), &mut &b"wrong"[..]).is_err());
+        assert_eq!((local.named().len(), local.temporary()), (0, 0));
+    }
+
+    #[test]
+    fn blobs_are_read_only_and_lie_where_b3sum_says() {
+        let local = Local::new();
+        local.store.write(&BlobId::of(b""), &mut &b""[..]).unwrap();
+        let path = local.folder.path().join("blobs/af/1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262");
+        assert_eq!(fs::metadata(path).unwrap().permissions().mode() & 0o7777, 0o444);
+    }
+
+    #[test]
+    fn many_blobs_are_committed_at_once() {
+        let local = Local::new();
+        let staged: Vec<_> = (0..2 * MANY as u32).map(|i| local.store.stage(&mut &i.to_le_bytes()[..]).unwrap()).collect();
+        assert_eq!(local.named().len(), 0);
+        local.store.commit(&staged).unwrap();
+        assert_eq!((local.named().len(), local.temporary()), (2 * MANY, 0));
     }
 }

@@ -32,12 +32,6 @@ impl MemoryStore {
         // Every change is one insertion or removal, so a panic elsewhere leaves the maps whole.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
-
-    /// Puts other bytes under an id, as a failing disk would.
-    #[cfg(test)]
-    pub fn damage(&self, id: &BlobId) {
-        self.lock().blobs.insert(*id, b"damaged".to_vec());
-    }
 }
 
 impl Store for MemoryStore {
@@ -86,6 +80,18 @@ impl Store for MemoryStore {
 
 #[cfg(test)]
 mod tests {
+    use super::super::conformance::{Fixture, suite};
     use super::*;
-    super::super::conformance::suite!(MemoryStore::new(), |store: &MemoryStore, id: &BlobId| store.damage(id));
+
+    impl Fixture for MemoryStore {
+        fn store(&self) -> &dyn Store {
+            self
+        }
+
+        fn damage(&self, id: &BlobId) {
+            self.lock().blobs.insert(*id, b"damaged".to_vec());
+        }
+    }
+
+    suite!(MemoryStore::new());
 }

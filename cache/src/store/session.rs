@@ -71,7 +71,7 @@ pub fn sweep(tmp: &Path) -> Result<usize> {
         let path = item.map_err(Error::io("read the folder", tmp))?.path();
         if path.extension().is_some_and(|extension| extension == "lock") {
             removed += usize::from(sweep_locked(&path)?);
-        } else if !path.with_extension("lock").exists() {
+        } else if !path.with_extension("lock").exists() && path.exists() {
             // The lock comes before the folder and goes after it, so this folder's session is over.
             remove_all(&path)?;
             removed += 1;
