@@ -5,7 +5,6 @@
 //! format                     which layout this is
 //! blobs/ records/ tmp/       see LocalStore
 //! index                      files known by their stat alone
-//! last/                      the last key of each stage, by pipeline
 //! lock                       held by the one run
 //! ```
 //!
@@ -25,6 +24,7 @@ mod take;
 #[cfg(test)]
 mod tests;
 
+use std::fmt;
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
@@ -37,7 +37,6 @@ use crate::digest::{ActionKey, BlobId, TreeId};
 use crate::error::{Error, Result};
 use crate::files::{Hashed, Stat, hash_file, hash_open};
 use crate::index::Index;
-use crate::last::Last;
 use crate::record::{ActionRecord, Lookup};
 use crate::store::{LocalStore, Store};
 
@@ -55,6 +54,16 @@ pub enum Health {
     Missing(ObjectId),
     /// This object's bytes are not what its name promises.
     Damaged(ObjectId),
+}
+
+impl fmt::Display for Health {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Sound => f.write_str("sound"),
+            Self::Missing(object) => write!(f, "{object} is missing in the cache"),
+            Self::Damaged(object) => write!(f, "{object} is damaged in the cache"),
+        }
+    }
 }
 
 /// How a content is laid down.
@@ -191,15 +200,23 @@ impl Cache {
     /// The bytes of a blob, checked.
     ///
     /// # Errors
-    /// [`Error::Missing`], [`Error::Damaged`], [`Error::Io`].
+    /// [`Error::Missing`]; [`Error::Damaged`], and the blob is removed; [`Error::Io`].
     pub fn read_blob(&self, id: &BlobId) -> Result<Vec<u8>> {
-        self.read_object(ObjectId::Blob(*id))
+        self.read_object(ObjectId::Blob(*id)).map_err(|e| if matches!(e, Error::Damaged { .. }) { self.damaged(id) } else { e })
+    }
+
+    /// The complaint about a blob whose bytes turned out to be wrong. It is removed: bytes that rot on the disk keep their stat, so
+    /// [`Cache::check`] alone could call them sound for ever.
+    fn damaged(&self, id: &BlobId) -> Error {
+        // If it cannot be removed, it is still not served.
+        let _ = self.store.remove(id);
+        Error::Damaged { object: ObjectId::Blob(*id) }
     }
 
     /// A blob open at its start, once all of its bytes were checked through the same handle.
     ///
     /// # Errors
-    /// [`Error::Missing`], [`Error::Damaged`], [`Error::Io`].
+    /// [`Error::Missing`]; [`Error::Damaged`], and the blob is removed; [`Error::Io`].
     pub fn open_blob(&self, id: &BlobId) -> Result<File> {
         let (path, object) = (self.blob_path(id), ObjectId::Blob(*id));
         let mut file = match File::open(&path) {
@@ -209,7 +226,7 @@ impl Cache {
         let hashed = hash_open(&mut file, &path)?;
         self.note(&hashed);
         if hashed.id != *id {
-            return Err(Error::Damaged { object });
+            return Err(self.damaged(id));
         }
         file.rewind().map_err(Error::io("read", &path))?;
         Ok(file)
@@ -298,14 +315,6 @@ impl Cache {
         self.store.remove_record(key)
     }
 
-    /// The last keys of the pipeline named `pipeline`.
-    ///
-    /// # Errors
-    /// [`Error::Io`] names the file that cannot be read or written.
-    pub fn last(&self, pipeline: &str) -> Result<Last> {
-        Last::open(&self.root.join("last"), pipeline)
-    }
-
     /// Writes the index, if it changed. Its loss costs time alone.
     ///
     /// # Errors
@@ -325,11 +334,12 @@ impl Cache {
         Ok(path)
     }
 
-    /// Removes the temporary files of processes that are no more, and says of how many.
+    /// Removes the temporary files of processes that are no more, and says of how many. For the one run, which is why it wants the lock;
+    /// the files of processes that only read the cache are safe from it all the same.
     ///
     /// # Errors
     /// [`Error::Io`] names what cannot be removed.
-    pub fn sweep_tmp(&self) -> Result<usize> {
+    pub fn sweep_tmp(&self, _held: &RunLock) -> Result<usize> {
         self.store.sweep()
     }
 

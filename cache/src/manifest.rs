@@ -17,17 +17,17 @@ const TAG: &[u8] = b"trestle manifest v1\0";
 #[repr(u8)]
 pub enum Section {
     /// What the stage is: its kind and version, the device kind and the number format.
-    Stage = 0,
+    Stage = 1,
     /// The script of a command stage, and the shell.
-    Command = 1,
+    Command = 2,
     /// A parameter, by its dotted path.
-    Param = 2,
+    Param = 3,
     /// An input's content, label and place.
-    Input = 3,
+    Input = 4,
     /// Where a command must leave an output.
-    Output = 4,
+    Output = 5,
     /// A declared environment variable.
-    Env = 5,
+    Env = 6,
 }
 
 impl Section {
@@ -139,8 +139,8 @@ impl Manifest {
     }
 
     /// The ingredients in their order.
-    pub fn ingredients(&self) -> &[Ingredient] {
-        &self.ingredients
+    pub fn iter(&self) -> impl Iterator<Item = &Ingredient> {
+        self.ingredients.iter()
     }
 
     /// The bytes that are hashed: the tag, the number of ingredients, and for each its section's number, its name and its value.
@@ -298,7 +298,7 @@ mod tests {
         manifest.push(Section::Stage, "kind", "dataset");
         let mut wanted = b"trestle manifest v1\0".to_vec();
         wanted.extend(2u64.to_le_bytes());
-        for (ordinal, name, value) in [(0u8, "kind", "dataset"), (2, "b", "1")] {
+        for (ordinal, name, value) in [(1u8, "kind", "dataset"), (3, "b", "1")] {
             wanted.push(ordinal);
             wanted.extend((name.len() as u64).to_le_bytes());
             wanted.extend(name.as_bytes());
@@ -306,5 +306,14 @@ mod tests {
             wanted.extend(value.as_bytes());
         }
         assert_eq!(manifest.bytes(), wanted);
+    }
+
+    /// If this fails, every cache in the world is lost: raise the version of the tag and say so in the change log.
+    #[test]
+    fn the_key_of_a_known_manifest_never_changes() {
+        let mut manifest = Manifest::new();
+        manifest.push(Section::Stage, "kind", "command");
+        manifest.push(Section::Command, "script", "true");
+        assert_eq!(manifest.key().to_string(), "682b67f5f978f9244493b12fb61ebe67d95c2d4d55e8394716e02ae6f07bc648");
     }
 }

@@ -19,7 +19,8 @@ impl Cache {
     /// It is built beside `dest` and renamed, so `dest` is there as a whole or not at all. The bytes laid down are hashed.
     ///
     /// # Errors
-    /// [`Error::Damaged`] and [`Error::Missing`] name the object, and nothing stays; [`Error::Exists`]; [`Error::Io`].
+    /// [`Error::Damaged`] and [`Error::Missing`] name the object, and nothing stays, a damaged blob in the store neither;
+    /// [`Error::Exists`]; [`Error::Io`].
     pub fn materialize(&self, content: &Content, dest: impl AsRef<Path>, how: How) -> Result<()> {
         let listing = self.listing(content)?;
         build_beside(dest.as_ref(), |root| {
@@ -47,7 +48,7 @@ impl Cache {
             self.note(&hashed);
         }
         if hashed.id != file.id {
-            return Err(Error::Damaged { object: ObjectId::Blob(file.id) });
+            return Err(self.damaged(&file.id));
         }
         if linked { Ok(()) } else { set_mode(to, how, file.executable) }
     }
@@ -62,18 +63,17 @@ impl Cache {
         }
     }
 
-    /// Copies the project file or folder at `from`, named `expected` before, to `dest`, where nothing may lie yet. For what a stage
-    /// is to work on: the copy is what the key was made of.
+    /// Copies the project file or folder at `from` to `dest`, where nothing may lie yet, and names the copy: that, and not what the
+    /// source was when the key was made, is what a stage will see. The caller compares.
     ///
     /// # Errors
-    /// [`Error::Changing`] if `from` is no longer `expected`, and nothing stays; those of [`Cache::source`] and
-    /// [`Cache::materialize`].
-    pub fn copy_source(&self, from: impl AsRef<Path>, expected: &Content, dest: impl AsRef<Path>) -> Result<()> {
+    /// Those of [`Cache::source`] and [`Cache::materialize`], and nothing stays.
+    pub fn copy_source(&self, from: impl AsRef<Path>, dest: impl AsRef<Path>) -> Result<Content> {
         let from = from.as_ref();
         self.refuse_own_folder(from)?;
         build_beside(dest.as_ref(), |root| {
             copy_all(from, root)?;
-            if self.source(root)? == *expected { Ok(()) } else { Err(Error::Changing { path: from.to_owned() }) }
+            self.source(root)
         })
     }
 }
@@ -101,14 +101,17 @@ fn copy_all(from: &Path, to: &Path) -> Result<()> {
 }
 
 /// Lets `build` make a file or folder beside `dest` and renames it to `dest`; removes it if that fails.
-fn build_beside(dest: &Path, build: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+fn build_beside<T>(dest: &Path, build: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
     if dest.symlink_metadata().is_ok() {
         return Err(Error::Exists { path: dest.to_owned() });
     }
     let parent = dest.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     fs::create_dir_all(parent).map_err(Error::io("create", parent))?;
     let temporary = parent.join(format!(".trestle-{}", crate::store::unique()));
-    let result = build(&temporary).and_then(|()| fs::rename(&temporary, dest).map_err(Error::io("create", dest)));
+    let result = build(&temporary).and_then(|built| {
+        fs::rename(&temporary, dest).map_err(Error::io("create", dest))?;
+        Ok(built)
+    });
     if result.is_err() {
         // The first error is the one that tells; what cannot be removed lies under a temporary name.
         let _ = remove_all(&temporary);

@@ -73,7 +73,7 @@ impl Cache {
             let target = fs::read_link(path).map_err(Error::io("read the link", path))?;
             Err(Error::LinkLeaves { path: path.to_owned(), target: target.to_string_lossy().into_owned() })
         } else if meta.is_file() {
-            let (content, staged) = self.take_file(path)?;
+            let (content, staged) = self.take_file(path, true)?;
             self.store.commit(staged.as_slice())?;
             Ok(content)
         } else if meta.is_dir() {
@@ -85,7 +85,7 @@ impl Cache {
     }
 
     fn ingest_folder(&self, scan: &Scan) -> Result<Content> {
-        let taken = scan.files.par_iter().map(|file| self.take_file(file)).collect::<Result<Vec<_>>>()?;
+        let taken = scan.files.par_iter().map(|file| self.take_file(file, true)).collect::<Result<Vec<_>>>()?;
         let (contents, staged): (Vec<_>, Vec<_>) = taken.into_iter().unzip();
         let mut staged: Vec<_> = staged.into_iter().flatten().collect();
         let mut trees: BTreeMap<TreeId, Vec<u8>> = BTreeMap::new();
@@ -97,11 +97,21 @@ impl Cache {
         Ok(Content::Tree { id })
     }
 
-    /// Makes a file a staged blob; none if the store has it and knows it to be sound.
-    fn take_file(&self, path: &Path) -> Result<(Content, Option<Staged>)> {
+    /// Stores a copy of the file at `path`, which stays as it is, and names it.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if it is not there or not a file.
+    pub fn store_file(&self, path: impl AsRef<Path>) -> Result<Content> {
+        let (content, staged) = self.take_file(path.as_ref(), false)?;
+        self.store.commit(staged.as_slice())?;
+        Ok(content)
+    }
+
+    /// Makes a file a staged blob, moving it if it `may_move`; none if the store has it and knows it to be sound.
+    fn take_file(&self, path: &Path, may_move: bool) -> Result<(Content, Option<Staged>)> {
         let executable = is_executable(&fs::metadata(path).map_err(Error::io("read", path))?);
         let staged = self.store.temporary("blob");
-        if !move_file(path, &staged) {
+        if !(may_move && move_file(path, &staged)) {
             copy_bytes(path, &staged)?;
         }
         let hashed = hash_file(&staged)?;
