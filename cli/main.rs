@@ -1,5 +1,66 @@
-//! The `trestle` command.
+//! The `trestle` command: reads the command line and the environment, calls the engine, prints, and exits.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "this is the one place that prints")]
+
+mod args;
+mod explain;
+mod fail;
+mod graph;
+mod job;
+mod log;
+mod out;
+mod plan;
+mod project;
+mod render;
+mod run;
+mod words;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser};
+
+use args::{Cli, Command};
+use fail::Fail;
+
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-fn main() {}
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let result = match cli.command {
+        Command::Run(args) => run::run(&args),
+        Command::Plan(args) => plan::plan(&args),
+        Command::Explain(args) => explain::explain(&args),
+        Command::Graph(args) => graph::graph(&args),
+        Command::Out(args) => out::out(&args),
+        Command::Log(args) => log::log(&args),
+        Command::Schema => schema(),
+        Command::Completions { shell } => completions(shell),
+        Command::Job { file } => job::job(&file),
+    };
+    match result {
+        Ok(code) => code,
+        Err(fail) => fail.print(),
+    }
+}
+
+fn schema() -> Result<ExitCode, Fail> {
+    let schema = trestle_engine::schema::pipeline(&trestle_stages::registry());
+    print(&format!("{schema:#}\n"))
+}
+
+fn completions(shell: clap_complete::Shell) -> Result<ExitCode, Fail> {
+    let mut text = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "trestle", &mut text);
+    print(&String::from_utf8_lossy(&text))
+}
+
+/// Writes to standard output. A reader that has gone (`trestle plan | head`) is no error.
+fn print(text: &str) -> Result<ExitCode, Fail> {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Fail::message(format!("cannot write to standard output: {error}")))
+        }
+        _ => Ok(ExitCode::SUCCESS),
+    }
+}

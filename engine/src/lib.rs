@@ -2,4 +2,21 @@
 //!
 //! It knows the cache below it and the [`stage::Stage`] trait above it, never a concrete stage.
 
+pub mod action;
+pub mod error;
+pub mod event;
+pub mod executor;
+pub mod graph;
+pub mod job;
+pub mod pipeline;
+pub mod plan;
+pub mod problem;
+pub mod reference;
+pub mod resolve;
+pub mod run;
+pub mod schema;
+pub mod source;
+pub mod spec;
 pub mod stage;
+pub mod status;
+pub mod template;

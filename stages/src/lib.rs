@@ -1,1 +1,31 @@
-//! Native stages of trestle.
+//! Native stages of trestle: data, generation, style inversion, training, evaluation.
+
+pub mod data;
+pub mod draw;
+pub mod error;
+pub mod nn;
+pub mod rng;
+pub mod table;
+
+pub use error::{Error, Result};
+use trestle_engine::stage::Registry;
+
+/// Every native stage kind.
+pub fn registry() -> Registry {
+    Registry::default().with::<table::Table>()
+}
+
+/// The instruction set that the matrix kernels use on this machine: `avx512f`, `avx2`, `neon` or `portable`. Results are the
+/// same bytes with any number of threads, but not across instruction sets, so the record of every run names it.
+pub fn instruction_set() -> &'static str {
+    #[cfg(target_arch = "x86_64")]
+    {
+        if std::arch::is_x86_feature_detected!("avx512f") {
+            return "avx512f";
+        }
+        if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma") {
+            return "avx2";
+        }
+    }
+    if cfg!(target_arch = "aarch64") { "neon" } else { "portable" }
+}

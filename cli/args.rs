@@ -1,0 +1,187 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+
+const ABOUT: &str = "A pipeline engine for experiments that people can believe and repeat.
+
+A YAML file names stages; every stage's output is cached under a key made of all that can change it,
+so that a repeated run executes only what changed.";
+
+const EXAMPLES: &str = "Examples:
+  trestle run pipelines/quickstart.yaml              run everything that changed
+  trestle run pipelines/quickstart.yaml table -j 2   only what `table` needs, on two threads
+  trestle run --set shots=10                         the same with another param (file: trestle.yaml)
+  trestle plan pipelines/quickstart.yaml             what would run, and why
+  trestle explain 'adapt[seed=1]'                    which ingredient changed, old and new
+  trestle out table --to results/                    a copy of a stage's outputs
+
+Exit codes: 0 done, 1 a stage failed, 2 the pipeline or the command line is wrong, 130 interrupted.";
+
+/// The whole command line.
+#[derive(Debug, Parser)]
+#[command(name = "trestle", version, about = ABOUT, after_help = EXAMPLES, max_term_width = 110)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run what changed
+    #[command(after_help = "Examples:
+  trestle run                                        trestle.yaml in this folder
+  trestle run pipelines/quickstart.yaml 'score[*]'   all expansions of a stage, and what they need
+  trestle run --set optim.lr=0.1 --keep-going
+  trestle run --format json | tail -n 1              the summary for a script")]
+    Run(Run),
+    /// Show what would run and why; execute nothing
+    Plan(Plan),
+    /// Show why a stage would run: which ingredient changed, old and new
+    Explain(Explain),
+    /// Draw the graph of stages
+    Graph(Graph),
+    /// Say where a stage's output is, or copy it
+    #[command(after_help = "Examples:
+  trestle out table                  paths of all outputs of `table`
+  trestle out table csv              the path of one
+  trestle out table --to results/    copies of them")]
+    Out(Out),
+    /// Print what a stage printed when it last ran
+    Log(Log),
+    /// Print the JSON Schema of pipeline files, for editors
+    Schema,
+    /// Print completions for a shell
+    Completions {
+        /// Which shell
+        shell: Shell,
+    },
+    /// Run one job file (the engine calls this for itself)
+    #[command(hide = true)]
+    Job {
+        /// The job file
+        file: PathBuf,
+    },
+}
+
+/// Where the pipeline is and with which values.
+#[derive(Debug, Args)]
+pub struct Source {
+    /// Pipeline file [default: trestle.yaml]; it may also stand first among the words
+    #[arg(short, long, value_name = "FILE")]
+    pub file: Option<PathBuf>,
+    /// Give a declared param another value; repeatable, dotted paths reach inside
+    #[arg(long = "set", value_name = "NAME=VALUE")]
+    pub set: Vec<String>,
+    /// Folder of the cache [default: .trestle at the root of the project]
+    #[arg(long, value_name = "DIR", env = "TRESTLE_CACHE")]
+    pub cache: Option<PathBuf>,
+}
+
+/// How to print.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// For people
+    Human,
+    /// One JSON value a line
+    Json,
+}
+
+/// `run`.
+#[derive(Debug, Args)]
+pub struct Run {
+    /// Pipeline file, then stages to run (with all that they need); `*` stands for anything
+    #[arg(value_name = "FILE | TARGET")]
+    pub words: Vec<String>,
+    #[command(flatten)]
+    pub source: Source,
+    /// Threads to use at a time [default: all of the machine]
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub jobs: Option<u16>,
+    /// After a failure go on with what does not depend on it
+    #[arg(short, long)]
+    pub keep_going: bool,
+    /// How to print
+    #[arg(long, value_enum, default_value = "human")]
+    pub format: Format,
+}
+
+/// `plan`.
+#[derive(Debug, Args)]
+pub struct Plan {
+    /// Pipeline file, then stages to plan for
+    #[arg(value_name = "FILE | TARGET")]
+    pub words: Vec<String>,
+    #[command(flatten)]
+    pub source: Source,
+    /// How to print
+    #[arg(long, value_enum, default_value = "human")]
+    pub format: Format,
+}
+
+/// `explain`.
+#[derive(Debug, Args)]
+pub struct Explain {
+    /// The stage, or the pipeline file and then the stage
+    #[arg(value_name = "FILE | STAGE", required = true)]
+    pub words: Vec<String>,
+    #[command(flatten)]
+    pub source: Source,
+    /// How to print
+    #[arg(long, value_enum, default_value = "human")]
+    pub format: Format,
+}
+
+/// `graph`.
+#[derive(Debug, Args)]
+pub struct Graph {
+    /// Pipeline file, then stages to draw (with all that they need)
+    #[arg(value_name = "FILE | TARGET")]
+    pub words: Vec<String>,
+    #[command(flatten)]
+    pub source: Source,
+    /// How to draw
+    #[arg(long, value_enum, default_value = "dot")]
+    pub format: GraphFormat,
+    /// Draw a stage with a matrix as one box
+    #[arg(long)]
+    pub collapse: bool,
+}
+
+/// A way to draw a graph.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum GraphFormat {
+    /// Graphviz
+    Dot,
+    /// Mermaid, for Markdown pages
+    Mermaid,
+    /// A picture
+    Svg,
+}
+
+/// `out`.
+#[derive(Debug, Args)]
+pub struct Out {
+    /// The stage, then the output's name if only one is wanted; the pipeline file may stand first
+    #[arg(value_name = "FILE | STAGE | NAME", required = true)]
+    pub words: Vec<String>,
+    #[command(flatten)]
+    pub source: Source,
+    /// Copy into this folder
+    #[arg(long, value_name = "DIR")]
+    pub to: Option<PathBuf>,
+}
+
+/// `log`.
+#[derive(Debug, Args)]
+pub struct Log {
+    /// The stage, or the pipeline file and then the stage
+    #[arg(value_name = "FILE | STAGE", required = true)]
+    pub words: Vec<String>,
+    #[command(flatten)]
+    pub source: Source,
+}

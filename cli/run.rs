@@ -1,0 +1,119 @@
+//! `trestle run`.
+
+use std::collections::BTreeMap;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use trestle_cache::RunLock;
+use trestle_engine::event::Event;
+use trestle_engine::executor::{Executor, Local};
+use trestle_engine::run::{Options, Summary, run as run_pipeline};
+
+use crate::args::{Format, Run};
+use crate::fail::Fail;
+use crate::project::Project;
+use crate::render::{self, Render};
+
+/// How long a stage has to end after an interruption.
+const GRACE: Duration = Duration::from_secs(5);
+/// Variables of ours that stages get.
+const PASSED: [&str; 5] = ["PATH", "HOME", "USER", "LANG", "LC_ALL"];
+
+/// Runs the pipeline.
+pub fn run(args: &Run) -> Result<ExitCode, Fail> {
+    let (mut project, targets) = Project::open(&args.words, &args.source, &trestle_stages::registry())?;
+    let wanted = project.wanted(&targets)?;
+    let mut render: Box<dyn Render> = match args.format {
+        Format::Human => render::human(),
+        Format::Json => Box::new(render::Json),
+    };
+    let held = lock(&project, render.as_mut())?;
+    project.cache.sweep_tmp(&held)?;
+    let options = options(args, &project);
+    let executor: Arc<dyn Executor> = Arc::new(local(&options)?);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| Fail::message(format!("cannot start the runtime: {e}")))?;
+    let (pipeline, cache) = (Arc::clone(&project.pipeline), Arc::clone(&project.cache));
+    let result = runtime.block_on(async {
+        let cancel = interruptions();
+        let mut events = |event: Event| render.event(&event);
+        run_pipeline(&pipeline, &wanted, &cache, &mut project.last, &executor, &options, cancel, &mut events).await
+    });
+    let summary = result?;
+    project.cache.flush()?;
+    if args.format == Format::Human && is_good(&summary) {
+        render::tables(&project, &wanted)?;
+    }
+    Ok(exit_code(&summary))
+}
+
+fn is_good(summary: &Summary) -> bool {
+    summary.failed + summary.skipped + summary.cancelled == 0
+}
+
+fn exit_code(summary: &Summary) -> ExitCode {
+    match summary {
+        Summary { failed, .. } if *failed > 0 => ExitCode::from(1),
+        Summary { cancelled, .. } if *cancelled > 0 => ExitCode::from(130),
+        _ => ExitCode::SUCCESS,
+    }
+}
+
+/// One run at a time uses a cache; the system frees the lock of a run that died.
+fn lock(project: &Project, render: &mut dyn Render) -> Result<RunLock, Fail> {
+    if let Some(lock) = project.cache.try_lock()? {
+        return Ok(lock);
+    }
+    render.note("waiting for another run in this project to end");
+    Ok(project.cache.lock()?)
+}
+
+fn options(args: &Run, project: &Project) -> Options {
+    let machine = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let env: BTreeMap<String, String> = PASSED.iter().filter_map(|name| Some(((*name).to_owned(), std::env::var(name).ok()?))).collect();
+    Options {
+        cpus: args.jobs.map_or(machine, usize::from),
+        keep_going: args.keep_going,
+        env,
+        host: std::fs::read_to_string("/proc/sys/kernel/hostname").map_or_else(|_| "unknown".to_owned(), |name| name.trim().to_owned()),
+        versions: BTreeMap::from([
+            ("trestle".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
+            ("target".to_owned(), format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS)),
+            ("instructions".to_owned(), trestle_stages::instruction_set().to_owned()),
+        ]),
+        logs: project.logs(),
+    }
+}
+
+fn local(options: &Options) -> Result<Local, Fail> {
+    let program = std::env::current_exe().map_err(|e| Fail::message(format!("cannot find this program: {e}")))?;
+    Ok(Local { program: vec![program.into_os_string()], env: options.env.clone(), grace: GRACE })
+}
+
+/// Turns true at the first Ctrl-C (or SIGTERM); the second ends the program at once.
+fn interruptions() -> watch::Receiver<bool> {
+    let (sender, receiver) = watch::channel(false);
+    tokio::spawn(async move {
+        if interruption().await.is_err() {
+            return;
+        }
+        // Nobody listens only when the run is over.
+        let _ = sender.send(true);
+        if interruption().await.is_ok() {
+            std::process::exit(130);
+        }
+    });
+    receiver
+}
+
+async fn interruption() -> std::io::Result<()> {
+    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    tokio::select! {
+        pressed = tokio::signal::ctrl_c() => pressed,
+        _ = terminate.recv() => Ok(()),
+    }
+}

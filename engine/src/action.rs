@@ -1,0 +1,79 @@
+//! The manifest of a stage: all that can change its outputs, and nothing else.
+//!
+//! | section | ingredient | native | command |
+//! |---|---|---|---|
+//! | stage | `kind`, `version`, `device`, `dtype` | kind, its version, `cpu`, `f32` | `command`, 1 |
+//! | param | each leaf of the params by path, defaults explicit | yes | – (they are in the script) |
+//! | command | `script`, `shell` | – | yes |
+//! | input | `name` or `name[i]`: digest, labels, and the place where the stage sees it if that carries a file name | yes | yes |
+//! | output | `name`: path | – (fixed by kind and version) | yes |
+//! | env | each declared variable | – | yes |
+//!
+//! Not in it: the stage's name, resources, the executor, the folder of the project, times of files, order and layout of the YAML.
+
+use serde_json::Value;
+use trestle_cache::{Content, Manifest, Section};
+
+use crate::pipeline::{Action, Bound, Origin, Stage};
+
+/// Contents of the values of all inputs, in the order of [`Stage::inputs`].
+pub type Contents = Vec<Vec<Content>>;
+
+/// The manifest of `stage` with these input contents.
+pub fn manifest(stage: &Stage, contents: &Contents) -> Manifest {
+    let mut manifest = Manifest::new();
+    match &stage.action {
+        Action::Native { kind, version, params } => {
+            manifest.push(Section::Stage, "kind", kind.as_str());
+            manifest.push(Section::Stage, "version", version.to_string());
+            manifest.push(Section::Stage, "device", "cpu");
+            manifest.push(Section::Stage, "dtype", "f32");
+            push_leaves(&mut manifest, "", params);
+        }
+        Action::Command { script, shell, env } => {
+            manifest.push(Section::Stage, "kind", "command");
+            manifest.push(Section::Stage, "version", "1");
+            manifest.push(Section::Command, "script", script.as_str());
+            manifest.push(Section::Command, "shell", shell.join(" "));
+            for (name, value) in env {
+                manifest.push(Section::Env, name.as_str(), value.as_str());
+            }
+            for (name, output) in &stage.outputs {
+                manifest.push(Section::Output, name.as_str(), output.path.as_str());
+            }
+        }
+    }
+    for (slot, contents) in stage.inputs.iter().zip(contents) {
+        for (i, (bound, content)) in slot.values.iter().zip(contents).enumerate() {
+            let name = if slot.many { format!("{}[{i}]", slot.name) } else { slot.name.clone() };
+            manifest.push(Section::Input, name, describe(&stage.action, bound, content));
+        }
+    }
+    manifest
+}
+
+/// The digest, then what else of this value reaches the stage.
+fn describe(action: &Action, bound: &Bound, content: &Content) -> String {
+    let mut text = content.to_string();
+    if !bound.labels.is_empty() {
+        let labels: Value = bound.labels.iter().map(|(axis, value)| (axis.clone(), value.clone())).collect();
+        text.push_str(&format!(" {labels}"));
+    }
+    let is_named = matches!(action, Action::Command { .. }) || matches!(bound.origin, Origin::File { .. });
+    if is_named {
+        text.push_str(&format!(" at {}", bound.place));
+    }
+    text
+}
+
+/// Every leaf of a JSON value under its dotted path; an empty collection is a leaf.
+fn push_leaves(manifest: &mut Manifest, path: &str, value: &Value) {
+    let child = |part: &str| if path.is_empty() { part.to_owned() } else { format!("{path}.{part}") };
+    match value {
+        Value::Object(map) if !map.is_empty() => map.iter().for_each(|(key, value)| push_leaves(manifest, &child(key), value)),
+        Value::Array(items) if !items.is_empty() => {
+            items.iter().enumerate().for_each(|(i, value)| push_leaves(manifest, &format!("{path}[{i}]"), value))
+        }
+        leaf => manifest.push(Section::Param, path, leaf.to_string()),
+    }
+}

@@ -1,0 +1,58 @@
+//! What can go wrong outside of a stage and outside of a pipeline file.
+
+use std::path::{Path, PathBuf};
+
+use miette::Diagnostic;
+
+/// An error of the engine itself.
+#[derive(Debug, thiserror::Error, Diagnostic)]
+pub enum Error {
+    /// The cache cannot be used.
+    #[error(transparent)]
+    #[diagnostic(transparent)]
+    Cache(#[from] trestle_cache::Error),
+    /// A file or folder cannot be used.
+    #[error("cannot {doing} {}", path.display())]
+    #[diagnostic(code(engine::io))]
+    Io {
+        /// What was tried, such as `read`.
+        doing: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A target that names no stage.
+    #[error("no stage is called `{target}`")]
+    #[diagnostic(code(engine::unknown_target))]
+    UnknownTarget {
+        /// As given.
+        target: String,
+        /// The way out.
+        #[help]
+        help: String,
+    },
+    /// A job file that does not hold a job.
+    #[error("{} is not a job file", path.display())]
+    #[diagnostic(code(engine::job), help("job files are written by `trestle run`; they are not for people"))]
+    Job {
+        /// The file.
+        path: PathBuf,
+        /// What the reader said.
+        #[source]
+        source: serde_json::Error,
+    },
+}
+
+/// Attaches what was tried and on what to an I/O error.
+pub(crate) trait At<T> {
+    /// `cannot {doing} {path}`.
+    fn at(self, doing: &'static str, path: &Path) -> Result<T, Error>;
+}
+
+impl<T> At<T> for std::io::Result<T> {
+    fn at(self, doing: &'static str, path: &Path) -> Result<T, Error> {
+        self.map_err(|source| Error::Io { doing, path: path.to_owned(), source })
+    }
+}

@@ -1,0 +1,179 @@
+//! A pipeline ready to be planned: params filled in, matrices expanded, references resolved, stages in topological order.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use crate::stage::{Format, Threads};
+use crate::template::plain;
+
+/// Matrix coordinates of an expanded stage.
+pub type Labels = BTreeMap<String, Value>;
+
+/// Place of a stage in [`Pipeline::stages`].
+pub type StageId = usize;
+
+/// The resolved pipeline.
+#[derive(Debug, Clone)]
+pub struct Pipeline {
+    /// Its name: `name:`, else the file's.
+    pub name: String,
+    /// The folder of the file; paths in it are relative to this.
+    pub root: PathBuf,
+    /// Params after overrides.
+    pub params: Map<String, Value>,
+    /// Expanded stages; each comes after all that it reads from.
+    pub stages: Vec<Stage>,
+}
+
+/// One expanded stage.
+#[derive(Debug, Clone)]
+pub struct Stage {
+    /// `adapt[seed=1]`: readable, stable and unique.
+    pub name: String,
+    /// `adapt`: its name in the file.
+    pub base: String,
+    /// `{seed: 1}`.
+    pub labels: Labels,
+    /// What it does.
+    pub action: Action,
+    /// Inputs, by name.
+    pub inputs: Vec<Slot>,
+    /// Outputs, by name.
+    pub outputs: BTreeMap<String, Output>,
+    /// Threads that it can use.
+    pub threads: Threads,
+}
+
+/// What a stage does.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub enum Action {
+    /// A native stage.
+    Native {
+        /// Name of the kind.
+        kind: String,
+        /// Version of the kind.
+        version: u32,
+        /// Params with every default explicit.
+        params: Value,
+    },
+    /// A command.
+    Command {
+        /// What the shell gets, paths filled in.
+        script: String,
+        /// The words before the script.
+        shell: Vec<String>,
+        /// Declared variables.
+        env: BTreeMap<String, String>,
+    },
+}
+
+/// An output of a stage.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Output {
+    /// Where the stage writes it, relative to its work folder.
+    pub path: String,
+    /// What it is.
+    pub format: Format,
+}
+
+/// A connected input.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Slot {
+    /// Name under `in:`.
+    pub name: String,
+    /// Whether it takes many values, whose labels reach the stage and so enter the key.
+    pub many: bool,
+    /// Its values, in an order that does not depend on the order of the file for gathered ones.
+    pub values: Vec<Bound>,
+}
+
+/// One value of an input.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Bound {
+    /// Where it comes from.
+    pub origin: Origin,
+    /// Where the stage finds it, relative to its work folder.
+    pub place: String,
+    /// Coordinates of the stage that made it; empty for a single value.
+    pub labels: Labels,
+}
+
+/// Where the value of an input comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origin {
+    /// A file or folder of the project.
+    File {
+        /// Absolute path.
+        path: PathBuf,
+        /// As written.
+        written: String,
+    },
+    /// An output of an earlier stage.
+    Output {
+        /// The stage.
+        stage: StageId,
+        /// Name of the output.
+        output: String,
+    },
+}
+
+impl Stage {
+    /// Stages that this one reads from, without repeats.
+    pub fn upstream(&self) -> Vec<StageId> {
+        let origins = self.inputs.iter().flat_map(|slot| &slot.values).map(|bound| &bound.origin);
+        let mut ids: Vec<StageId> =
+            origins.filter_map(|origin| if let Origin::Output { stage, .. } = origin { Some(*stage) } else { None }).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        ids
+    }
+}
+
+impl Pipeline {
+    /// The stage called `name`.
+    pub fn find(&self, name: &str) -> Option<StageId> {
+        self.stages.iter().position(|stage| stage.name == name)
+    }
+
+    /// What a bound value is called in messages: a path or `stage.output`.
+    pub fn describe(&self, origin: &Origin) -> String {
+        match origin {
+            Origin::File { written, .. } => written.clone(),
+            Origin::Output { stage, output } => format!("{}.{output}", self.stages[*stage].name),
+        }
+    }
+
+    /// For every stage, those that read from it.
+    pub fn downstream(&self) -> Vec<Vec<StageId>> {
+        let mut readers = vec![Vec::new(); self.stages.len()];
+        for (id, stage) in self.stages.iter().enumerate() {
+            for up in stage.upstream() {
+                readers[up].push(id);
+            }
+        }
+        readers
+    }
+}
+
+/// `adapt` and `{seed: 1}` to `adapt[seed=1]`.
+pub fn expanded_name(base: &str, labels: &Labels) -> String {
+    if labels.is_empty() {
+        return base.to_owned();
+    }
+    let coordinates: Vec<String> = labels.iter().map(|(axis, value)| format!("{axis}={}", plain(value))).collect();
+    format!("{base}[{}]", coordinates.join(","))
+}
+
+/// An order of labels that people expect: numbers by value, everything else as text.
+pub fn compare_labels(a: &Labels, b: &Labels) -> std::cmp::Ordering {
+    let pairs = a.iter().zip(b.iter()).map(|((ka, va), (kb, vb))| {
+        ka.cmp(kb).then_with(|| match (va.as_f64(), vb.as_f64()) {
+            (Some(x), Some(y)) => x.total_cmp(&y),
+            _ => plain(va).cmp(&plain(vb)),
+        })
+    });
+    pairs.fold(std::cmp::Ordering::Equal, std::cmp::Ordering::then).then(a.len().cmp(&b.len()))
+}

@@ -1,0 +1,271 @@
+//! Stages with their own matrix expanded and the text of their inputs filled in, and the order in which to resolve them.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap, HashMap};
+
+use petgraph::graph::{DiGraph, NodeIndex};
+use petgraph::visit::EdgeRef;
+use serde_json::{Map, Value};
+
+use super::MAX_STAGES;
+use crate::pipeline::Labels;
+use crate::problem::{Problem, Problems, Span};
+use crate::reference::{self, Wanted};
+use crate::source::{Data, Key, Node};
+use crate::spec::{Spec, StageSpec};
+use crate::template::Scope;
+
+/// One variant of a stage: its own coordinates and what it wants.
+pub struct Draft {
+    /// Index into [`Spec::stages`].
+    pub spec: usize,
+    /// Coordinates from its own `matrix:`.
+    pub own: Labels,
+    /// Inputs with their wants.
+    pub inputs: Vec<DraftInput>,
+}
+
+/// An input as written, filled in.
+pub struct DraftInput {
+    /// Its key under `in:`.
+    pub key: Key,
+    /// Whether it was written as a list.
+    pub list: bool,
+    /// What it wants, with places.
+    pub wants: Vec<(Wanted, Span)>,
+}
+
+/// Drafts of all stages, in the order of the file.
+pub fn draft(spec: &Spec, params: &Map<String, Value>) -> Result<Vec<Draft>, Problems> {
+    let mut problems = Problems::new();
+    let mut drafts = Vec::new();
+    let mut total = 0usize;
+    for (index, stage) in spec.stages.iter().enumerate() {
+        let axes = match axes(stage, params) {
+            Ok(axes) => axes,
+            Err(found) => {
+                problems.extend(found);
+                continue;
+            }
+        };
+        total = axes.iter().fold(1usize, |n, (_, values)| n.saturating_mul(values.len())).saturating_add(total);
+        if total > MAX_STAGES {
+            problems.push(too_many(stage));
+            break;
+        }
+        for own in product(&axes) {
+            match inputs(stage, params, &own) {
+                Ok(inputs) => drafts.push(Draft { spec: index, own, inputs }),
+                Err(found) => problems.extend(found),
+            }
+        }
+    }
+    problems.or(drafts)
+}
+
+/// The complaint about a matrix that grows over the budget.
+pub fn too_many(stage: &StageSpec) -> Problem {
+    Problem::new("matrix::too-large", format!("the pipeline expands to more than {MAX_STAGES} stages"))
+        .at(stage.name.span, "with this stage")
+        .help("make the matrix smaller, or split the pipeline")
+}
+
+fn axes(stage: &StageSpec, params: &Map<String, Value>) -> Result<Vec<(String, Vec<Value>)>, Problems> {
+    let mut problems = Problems::new();
+    let mut axes = Vec::new();
+    let no_labels = BTreeMap::new();
+    let scope = Scope { params, matrix: &no_labels };
+    for (key, node) in &stage.matrix {
+        match scope.fill(node) {
+            Ok(Value::Array(values)) if !values.is_empty() => {
+                problems.extend(check_values(key, node, &values));
+                axes.push((key.name.clone(), values));
+            }
+            Ok(_) => problems.push(
+                Problem::new("spec::matrix-axis", format!("the axis `{}` needs a list of values", key.name))
+                    .at(node.span, "this is not a list with values in it"),
+            ),
+            Err(found) => problems.extend(found),
+        }
+    }
+    problems.or(axes)
+}
+
+fn check_values(key: &Key, node: &Node, values: &[Value]) -> Problems {
+    let mut problems = Problems::new();
+    let place = |i: usize| if let Data::List(items) = &node.data { items.get(i).map_or(node.span, |item| item.span) } else { node.span };
+    let mut seen: HashMap<String, usize> = HashMap::new();
+    for (i, value) in values.iter().enumerate() {
+        let text = crate::template::plain(value);
+        let has_reserved = text.is_empty() || text.contains(['[', ']', ',', '=', '*']);
+        if value.is_array() || value.is_object() || value.is_null() || has_reserved {
+            problems.push(
+                Problem::new("matrix::value", format!("a value of the axis `{}` cannot be part of a name", key.name))
+                    .at(place(i), "this value")
+                    .help("axis values are numbers, truth values or words without `[ ] , = *`"),
+            );
+        }
+        if let Some(first) = seen.insert(text, i) {
+            problems.push(
+                Problem::new("matrix::repeated", format!("the axis `{}` has this value twice", key.name))
+                    .at(place(i), "again here")
+                    .at(place(first), "first here"),
+            );
+        }
+    }
+    problems
+}
+
+fn product(axes: &[(String, Vec<Value>)]) -> Vec<Labels> {
+    axes.iter().fold(vec![Labels::new()], |sets, (axis, values)| {
+        sets.iter()
+            .flat_map(|set| {
+                values.iter().map(|value| {
+                    let mut set = set.clone();
+                    set.insert(axis.clone(), value.clone());
+                    set
+                })
+            })
+            .collect()
+    })
+}
+
+fn inputs(stage: &StageSpec, params: &Map<String, Value>, own: &Labels) -> Result<Vec<DraftInput>, Problems> {
+    let scope = Scope { params, matrix: own };
+    let mut problems = Problems::new();
+    let mut inputs = Vec::new();
+    for (key, node) in &stage.inputs {
+        if node.is_null() {
+            continue;
+        }
+        let (list, items): (bool, Vec<&Node>) =
+            if let Data::List(items) = &node.data { (true, items.iter().collect()) } else { (false, vec![node]) };
+        let mut wants = Vec::new();
+        for item in items {
+            match want(&scope, item) {
+                Ok(Some(wanted)) => wants.push((wanted, item.span)),
+                Ok(None) => {}
+                Err(found) => problems.extend(found),
+            }
+        }
+        inputs.push(DraftInput { key: key.clone(), list, wants });
+    }
+    problems.or(inputs)
+}
+
+/// `None` for a value that filled in to nothing: an optional input that this variant leaves open.
+fn want(scope: &Scope<'_>, node: &Node) -> Result<Option<Wanted>, Problems> {
+    match scope.fill(node)? {
+        Value::String(text) => reference::parse(&text).map(Some).map_err(|problem| problem.at(node.span, "in this input").into()),
+        Value::Null => Ok(None),
+        other => Err(Problem::new("spec::wrong-type", "an input is a reference or a path")
+            .at(node.span, format!("this is {}", crate::source::value_type_name(&other)))
+            .help("write `stage.output` or `./path`")
+            .into()),
+    }
+}
+
+/// Indices of [`Spec::stages`] such that every stage comes after those that it reads from; otherwise in the order of the file.
+pub fn order(spec: &Spec, drafts: &[Draft]) -> Result<Vec<usize>, Problems> {
+    let graph = base_graph(spec, drafts)?;
+    let mut waiting: Vec<usize> = graph.node_indices().map(|node| graph.neighbors_directed(node, petgraph::Incoming).count()).collect();
+    let mut ready: BinaryHeap<Reverse<usize>> = (0..waiting.len()).filter(|&i| waiting[i] == 0).map(Reverse).collect();
+    let mut order = Vec::with_capacity(waiting.len());
+    while let Some(Reverse(stage)) = ready.pop() {
+        order.push(stage);
+        for next in graph.neighbors(NodeIndex::new(stage)) {
+            waiting[next.index()] -= 1;
+            if waiting[next.index()] == 0 {
+                ready.push(Reverse(next.index()));
+            }
+        }
+    }
+    if order.len() == waiting.len() { Ok(order) } else { Err(cycles(spec, &graph)) }
+}
+
+/// An edge from each stage to those that read from it, with the place of the (first) reference.
+fn base_graph(spec: &Spec, drafts: &[Draft]) -> Result<DiGraph<(), Span>, Problems> {
+    let index: HashMap<&str, usize> = spec.stages.iter().enumerate().map(|(i, stage)| (stage.name.value.as_str(), i)).collect();
+    let mut edges: BTreeMap<(usize, usize), Span> = BTreeMap::new();
+    let mut problems = Problems::new();
+    for draft in drafts {
+        for (wanted, span) in draft.inputs.iter().flat_map(|input| &input.wants) {
+            let Wanted::Output(reference) = wanted else { continue };
+            match index.get(reference.stage.as_str()) {
+                Some(&from) => {
+                    edges.entry((from, draft.spec)).or_insert(*span);
+                }
+                None => problems.push(unknown_stage(spec, reference, *span)),
+            }
+        }
+    }
+    let mut graph = DiGraph::with_capacity(spec.stages.len(), edges.len());
+    for _ in &spec.stages {
+        graph.add_node(());
+    }
+    for ((from, to), span) in edges {
+        graph.add_edge(NodeIndex::new(from), NodeIndex::new(to), span);
+    }
+    problems.or(graph)
+}
+
+fn unknown_stage(spec: &Spec, reference: &reference::Reference, span: Span) -> Problem {
+    let problem =
+        Problem::new("reference::unknown-stage", format!("there is no stage `{}`", reference.stage)).at(span, "in this reference");
+    let problem = problem.nearest(&reference.stage, spec.stages.iter().map(|stage| stage.name.value.as_str()));
+    match &reference.output {
+        Some(output) if !reference.gather && reference.fixed.is_empty() => {
+            let offer = problem.help.clone().unwrap_or_default();
+            problem.help(format!("{offer}; for a file of the project write `./{}.{output}`", reference.stage))
+        }
+        _ => problem,
+    }
+}
+
+fn cycles(spec: &Spec, graph: &DiGraph<(), Span>) -> Problems {
+    let mut problems = Problems::new();
+    for component in petgraph::algo::tarjan_scc(graph) {
+        let first = component.iter().min().copied().unwrap_or_default();
+        let is_cycle = component.len() > 1 || graph.find_edge(first, first).is_some();
+        if is_cycle {
+            problems.push(describe_cycle(spec, graph, first, &component));
+        }
+    }
+    problems
+}
+
+/// Walks from `first` along edges inside its component until it comes back, by a shortest way.
+fn describe_cycle(spec: &Spec, graph: &DiGraph<(), Span>, first: NodeIndex, component: &[NodeIndex]) -> Problem {
+    let mut came: HashMap<NodeIndex, (NodeIndex, Span)> = HashMap::new();
+    let mut queue = std::collections::VecDeque::from([first]);
+    while let Some(node) = queue.pop_front() {
+        let mut edges: Vec<_> = graph.edges(node).filter(|edge| component.contains(&edge.target())).collect();
+        edges.sort_by_key(|edge| edge.target());
+        for edge in edges {
+            came.entry(edge.target()).or_insert_with(|| {
+                queue.push_back(edge.target());
+                (node, *edge.weight())
+            });
+        }
+        if came.contains_key(&first) {
+            break;
+        }
+    }
+    let name = |node: NodeIndex| spec.stages[node.index()].name.value.as_str();
+    let mut way = vec![name(first)];
+    let mut labels = Vec::new();
+    let mut node = first;
+    while let Some(&(from, span)) = came.get(&node) {
+        labels.push((span, format!("`{}` reads from `{}`", name(node), name(from))));
+        way.push(name(from));
+        node = from;
+        if node == first {
+            break;
+        }
+    }
+    way.reverse();
+    let mut problem = Problem::new("graph::cycle", format!("the stages form a cycle: {}", way.join(" → ")))
+        .help("a stage cannot read, even indirectly, what it makes itself; break one of these references");
+    problem.labels = labels;
+    problem
+}

@@ -1,0 +1,90 @@
+//! `with:` of a native stage: filled in, typed, checked, every default made explicit.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value};
+
+use crate::pipeline::{Action, Output};
+use crate::problem::{Problem, Problems, Span};
+use crate::source::{Data, Node};
+use crate::spec::StageSpec;
+use crate::stage::{Kind, ParamError, Threads};
+use crate::template::Scope;
+
+/// What a stage becomes once its action is resolved.
+pub type Resolved = (Action, BTreeMap<String, Output>, Threads);
+
+/// Resolves the action of a native stage.
+pub fn native(stage: &StageSpec, kind: &Kind, with: Option<&Node>, scope: &Scope<'_>) -> Result<Resolved, Problems> {
+    let value = with.map_or_else(|| Ok(Value::Object(Map::new())), |node| scope.fill(node))?;
+    let place = with.map_or(stage.name.span, |node| node.span);
+    let (value, mut problems) = refuse_unknown(kind, with, value, place);
+    let checked = check(stage, kind, with, value, &mut problems);
+    let Some(checked) = checked else { return Err(problems) };
+    let outputs = kind
+        .outputs
+        .iter()
+        .map(|port| (port.name.to_owned(), Output { path: format!("out/{}", port.path), format: port.format }))
+        .collect();
+    let action = Action::Native { kind: kind.name.to_owned(), version: kind.version, params: checked.params };
+    problems.or((action, outputs, checked.threads))
+}
+
+/// Complains about every unknown param at once, and goes on without them.
+fn refuse_unknown(kind: &Kind, with: Option<&Node>, value: Value, place: Span) -> (Value, Problems) {
+    let mut problems = Problems::new();
+    let known: Vec<&str> =
+        kind.schema.get("properties").and_then(Value::as_object).map(|map| map.keys().map(String::as_str).collect()).unwrap_or_default();
+    let Value::Object(map) = value else { return (value, problems) };
+    let (sound, unknown): (Map<_, _>, Map<_, _>) = map.into_iter().partition(|(name, _)| known.contains(&name.as_str()));
+    for name in unknown.keys() {
+        let span = key_span(with, name).unwrap_or(place);
+        let problem = Problem::new("stage::unknown-param", format!("`{}` has no param `{name}`", kind.name)).at(span, "unknown param");
+        problems.push(problem.nearest(name, known.iter().copied()));
+    }
+    (Value::Object(sound), problems)
+}
+
+fn key_span(with: Option<&Node>, name: &str) -> Option<Span> {
+    match with.map(|node| &node.data) {
+        Some(Data::Map(entries)) => entries.iter().find(|(key, _)| key.name == name).map(|(key, _)| key.span),
+        _ => None,
+    }
+}
+
+/// Types the params; after a complaint the value is left out and the rest is looked at again, so that all complaints come at once.
+fn check(stage: &StageSpec, kind: &Kind, with: Option<&Node>, mut value: Value, problems: &mut Problems) -> Option<crate::stage::Checked> {
+    let mut removed = Vec::new();
+    loop {
+        let complaints = match kind.check(&value) {
+            Ok(checked) => return Some(checked),
+            Err(complaints) => complaints,
+        };
+        let mut took_one = false;
+        for complaint in &complaints {
+            let follows_from_removal = removed.iter().any(|name: &String| complaint.message.contains(&format!("missing field `{name}`")));
+            if follows_from_removal {
+                return None;
+            }
+            problems.push(describe(stage, kind, with, complaint));
+            let head = complaint.path.split(['.', '[']).next().unwrap_or_default().to_owned();
+            took_one |= value.as_object_mut().and_then(|map| map.remove(&head)).is_some();
+            removed.push(head);
+        }
+        if !took_one {
+            return None;
+        }
+    }
+}
+
+fn describe(stage: &StageSpec, kind: &Kind, with: Option<&Node>, complaint: &ParamError) -> Problem {
+    let path = if complaint.path == "." { "" } else { complaint.path.as_str() };
+    let span = with.map_or(stage.name.span, |node| node.descend(path).span);
+    let subject = if path.is_empty() { format!("the params of `{}`", kind.name) } else { format!("the param `{path}` of `{}`", kind.name) };
+    if let Some(missing) = complaint.message.strip_prefix("missing field ") {
+        return Problem::new("stage::missing-param", format!("`{}` needs the param {missing}", kind.name))
+            .at(span, "not given here")
+            .help(format!("add {missing} under `with:`"));
+    }
+    Problem::new("stage::bad-param", format!("{subject} cannot be used: {}", complaint.message)).at(span, "this value")
+}

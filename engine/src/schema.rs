@@ -1,0 +1,121 @@
+//! JSON Schema of the pipeline file, so that an editor completes and checks it. The params of every native stage come from its types.
+
+use serde_json::{Map, Value, json};
+
+use crate::stage::{Arity, Kind, Registry};
+
+/// The schema of a pipeline file with these stage kinds.
+pub fn pipeline(registry: &Registry) -> Value {
+    let mut definitions = Map::new();
+    let mut native: Vec<Value> = Vec::new();
+    for kind in registry.kinds() {
+        native.push(native_stage(kind, &mut definitions));
+    }
+    let mut stage_forms = native;
+    stage_forms.push(command_stage());
+    json!({
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "trestle pipeline",
+        "type": "object",
+        "additionalProperties": false,
+        "required": ["stages"],
+        "properties": {
+            "name": {"type": "string", "description": "Name of the pipeline; the file's name if left out."},
+            "about": {"type": "string", "description": "What it is for."},
+            "params": {"type": "object", "description": "Values that `${name}` stands for; changed by --set name=value."},
+            "stages": {"type": "object", "minProperties": 1, "additionalProperties": {"oneOf": stage_forms}},
+        },
+        "$defs": definitions,
+    })
+}
+
+fn common(properties: Value) -> Value {
+    let mut all = json!({
+        "about": {"type": "string", "description": "What the stage is for."},
+        "matrix": {
+            "type": "object",
+            "description": "One expanded stage for every combination of these values.",
+            "additionalProperties": {"anyOf": [{"type": "array", "minItems": 1}, {"type": "string", "pattern": "^\\$\\{.*\\}$"}]},
+        },
+        "resources": {
+            "type": "object",
+            "description": "Never part of the key.",
+            "additionalProperties": false,
+            "properties": {"cpus": {"type": "integer", "minimum": 1, "description": "Threads that the stage gets."}},
+        },
+    });
+    if let (Value::Object(all), Value::Object(more)) = (&mut all, properties) {
+        all.extend(more);
+    }
+    all
+}
+
+fn native_stage(kind: &Kind, definitions: &mut Map<String, Value>) -> Value {
+    let mut with = kind.schema.clone().to_value();
+    if let Value::Object(with) = &mut with {
+        with.remove("$schema");
+        with.remove("title");
+        if let Some(Value::Object(own)) = with.remove("$defs") {
+            definitions.extend(own);
+        }
+        relax(with);
+    }
+    let inputs: Map<String, Value> = kind.inputs.iter().map(|port| (port.name.to_owned(), input(port.doc, port.arity))).collect();
+    let required: Vec<&str> = kind.inputs.iter().filter(|port| port.arity != Arity::Optional).map(|port| port.name).collect();
+    let mut needed = vec!["uses"];
+    if !required.is_empty() {
+        needed.push("in");
+    }
+    json!({
+        "type": "object",
+        "title": kind.name,
+        "description": kind.about,
+        "additionalProperties": false,
+        "required": needed,
+        "properties": common(json!({
+            "uses": {"const": kind.name, "description": kind.about},
+            "in": {"type": "object", "additionalProperties": false, "required": required, "properties": inputs},
+            "with": with,
+        })),
+    })
+}
+
+/// Every param may also be written as `${name}`.
+fn relax(with: &mut Map<String, Value>) {
+    if let Some(Value::Object(properties)) = with.get_mut("properties") {
+        for schema in properties.values_mut() {
+            let own = schema.take();
+            let description = own.get("description").cloned();
+            *schema = json!({"anyOf": [own, {"type": "string", "pattern": "\\$\\{.*\\}"}]});
+            if let (Some(description), Value::Object(schema)) = (description, schema) {
+                schema.insert("description".to_owned(), description);
+            }
+        }
+    }
+}
+
+fn input(doc: &str, arity: Arity) -> Value {
+    let one = json!({"type": "string", "description": doc});
+    match arity {
+        Arity::One => one,
+        Arity::Optional => json!({"type": ["string", "null"], "description": doc}),
+        Arity::Many => json!({"anyOf": [one, {"type": "array", "items": {"type": "string"}, "minItems": 1}], "description": doc}),
+    }
+}
+
+fn command_stage() -> Value {
+    json!({
+        "type": "object",
+        "title": "command",
+        "description": "Any command: it sees its declared inputs and gives its declared outputs.",
+        "additionalProperties": false,
+        "required": ["run", "out"],
+        "properties": common(json!({
+            "run": {"type": "string", "description": "The command or script; `{in.name}` and `{out.name}` are paths."},
+            "in": {"type": "object", "additionalProperties": {"anyOf": [{"type": ["string", "null"]}, {"type": "array", "items": {"type": "string"}}]}},
+            "out": {"type": "object", "minProperties": 1, "additionalProperties": {"type": "string"}, "description": "Name to path in the stage's folder."},
+            "env": {"type": "object", "additionalProperties": {"type": ["string", "number", "boolean"]}, "description": "Variables; part of the key."},
+            "shell": {"type": "string", "description": "The words before the script; `/bin/sh -e -u -c` if left out."},
+        })),
+    })
+}
