@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 /// How many bytes are read at a time, and from which size on a file is hashed by all threads.
 ///
 /// Reading costs one copy that a memory map would save; in return a file that shrinks while it is read is an error, not a SIGBUS.
-const CHUNK: usize = 4 << 20;
+const CHUNK: usize = 1 << 20;
 
 /// What the file system says about a file; the same stat means the same bytes (see [`crate::index`]). Times in ns since 1970.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,22 +95,35 @@ pub fn hash_file(path: &Path) -> Result<Hashed> {
 }
 
 /// Hashes all that `reader` gives; `size` is a hint.
-fn hash_reader(reader: &mut impl Read, size: u64) -> io::Result<BlobId> {
+fn hash_reader(reader: &mut (impl Read + Send), size: u64) -> io::Result<BlobId> {
     let mut hasher = blake3::Hasher::new();
-    let chunk = usize::try_from(size).unwrap_or(CHUNK).saturating_add(1).clamp(1 << 10, CHUNK);
-    let mut buffer = Vec::with_capacity(chunk);
-    loop {
-        buffer.clear();
-        let count = reader.take(chunk as u64).read_to_end(&mut buffer)?;
-        if count == CHUNK {
-            hasher.update_rayon(&buffer);
-        } else {
-            hasher.update(&buffer);
-        }
-        if count < chunk {
-            return Ok(BlobId::new(hasher.finalize().into()));
-        }
+    if size < CHUNK as u64 {
+        // One byte more than wanted, so that the end shows without another allocation.
+        let mut bytes = Vec::with_capacity(size as usize + 1);
+        reader.read_to_end(&mut bytes)?;
+        hasher.update(&bytes);
+    } else {
+        hash_large(reader, &mut hasher)?;
     }
+    Ok(BlobId::new(hasher.finalize().into()))
+}
+
+/// Hashes with all threads, and reads the next chunk meanwhile.
+fn hash_large(reader: &mut (impl Read + Send), hasher: &mut blake3::Hasher) -> io::Result<()> {
+    let (mut full, mut empty) = (Vec::with_capacity(CHUNK), Vec::with_capacity(CHUNK));
+    read_chunk(reader, &mut full)?;
+    while !full.is_empty() {
+        let (_, result) = rayon::join(|| hasher.update_rayon(&full), || read_chunk(reader, &mut empty));
+        result?;
+        std::mem::swap(&mut full, &mut empty);
+    }
+    Ok(())
+}
+
+/// Fills `buffer`, unless the file ends before that.
+fn read_chunk(reader: &mut impl Read, buffer: &mut Vec<u8>) -> io::Result<()> {
+    buffer.clear();
+    reader.take(CHUNK as u64).read_to_end(buffer).map(drop)
 }
 
 /// What a folder holds, read before anything is done with it, so that a folder with something odd in it is refused as a whole.

@@ -286,6 +286,17 @@ fn sources_are_named_by_their_bytes_alone() {
 }
 
 #[test]
+fn files_of_every_size_have_the_digest_of_their_bytes() {
+    let project = Project::new();
+    let chunk = 1 << 20;
+    for size in [0, 1, chunk - 1, chunk, chunk + 1, 3 * chunk, 3 * chunk + 7] {
+        let bytes: Vec<u8> = (0..size).map(|i: u32| (i % 251) as u8).collect();
+        let path = project.write("file", &bytes);
+        assert_eq!(blob(&project.cache.source(&path).unwrap()), BlobId::of(&bytes), "{size} bytes");
+    }
+}
+
+#[test]
 fn a_file_rewritten_within_the_clock_s_grain_is_read_again() {
     let project = Project::new();
     for round in 0..200u32 {
