@@ -67,7 +67,11 @@ fn human(project: &Project, id: StageId, fates: &[(StageId, Fate)]) -> String {
             let made = &record.provenance;
             let took = duration(std::time::Duration::from_millis(made.duration_ms));
             let mut lines = format!("{name} is cached: nothing that can change its outputs differs\n");
-            let _ = writeln!(lines, "  key   {}\n  made  by `{}` in {took} on {} with {} thread(s)", record.key, made.stage, made.host, made.threads);
+            let _ = writeln!(
+                lines,
+                "  key   {}\n  made  by `{}` in {took} on {} with {} thread(s)",
+                record.key, made.stage, made.host, made.threads
+            );
             for ingredient in record.manifest.iter() {
                 let _ = writeln!(lines, "  {} {} = {}", section_name(ingredient.section), ingredient.name, one_line(&ingredient.value));
             }
@@ -97,11 +101,19 @@ fn as_json(project: &Project, id: StageId, fates: &[(StageId, Fate)]) -> String 
     let name = &project.pipeline.stages[id].name;
     let value = match fate_of(fates, id) {
         Some(Fate::Hit(record)) => json!({"stage": name, "fate": "cached", "key": record.key.to_string(), "manifest": record.manifest}),
-        Some(Fate::Run(work)) => json!({"stage": name, "fate": "run", "key": work.key.to_string(), "reasons": work.reasons, "manifest": work.manifest}),
+        Some(Fate::Run(work)) => {
+            json!({"stage": name, "fate": "run", "key": work.key.to_string(), "reasons": work.reasons, "manifest": work.manifest})
+        }
         Some(Fate::Later(_)) => {
             let causes: Vec<_> = roots(project, fates, id)
                 .into_iter()
-                .filter_map(|root| if let Some(Fate::Run(work)) = fate_of(fates, root) { Some(json!({"stage": project.pipeline.stages[root].name, "reasons": work.reasons})) } else { None })
+                .filter_map(|root| {
+                    if let Some(Fate::Run(work)) = fate_of(fates, root) {
+                        Some(json!({"stage": project.pipeline.stages[root].name, "reasons": work.reasons}))
+                    } else {
+                        None
+                    }
+                })
                 .collect();
             json!({"stage": name, "fate": "later", "causes": causes})
         }

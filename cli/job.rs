@@ -11,7 +11,11 @@ use crate::fail::Fail;
 pub fn job(file: &Path) -> Result<ExitCode, Fail> {
     end_with_parent().map_err(|e| Fail::message(format!("cannot tie this process to its parent: {e}")))?;
     let job = Job::read(file)?;
-    rayon::ThreadPoolBuilder::new().num_threads(job.threads).build_global().map_err(|e| Fail::message(format!("cannot start {} threads: {e}", job.threads)))?;
-    let done = job.run(&trestle_stages::registry(), &mut std::io::stdout()).map_err(|e| Fail::message(format!("the engine went away: {e}")))?;
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(job.threads)
+        .build_global()
+        .map_err(|e| Fail::message(format!("cannot start {} threads: {e}", job.threads)))?;
+    let done =
+        job.run(&trestle_stages::registry(), &mut std::io::stdout()).map_err(|e| Fail::message(format!("the engine went away: {e}")))?;
     Ok(if done { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

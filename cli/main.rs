@@ -58,7 +58,9 @@ fn completions(shell: clap_complete::Shell) -> Result<ExitCode, Fail> {
 /// Writes to standard output. A reader that has gone (`trestle plan | head`) is no error.
 fn print(text: &str) -> Result<ExitCode, Fail> {
     match std::io::stdout().write_all(text.as_bytes()) {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(Fail::message(format!("cannot write to standard output: {error}"))),
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Fail::message(format!("cannot write to standard output: {error}")))
+        }
         _ => Ok(ExitCode::SUCCESS),
     }
 }

@@ -17,7 +17,12 @@ pub fn out(args: &Out) -> Result<ExitCode, Fail> {
     let (stage, name) = match words.as_slice() {
         [stage] => (stage, None),
         [stage, name] => (stage, Some(name.as_str())),
-        _ => return Err(Fail::with_help("`out` takes a stage and, if you like, the name of an output", "for example `trestle out table csv`")),
+        _ => {
+            return Err(Fail::with_help(
+                "`out` takes a stage and, if you like, the name of an output",
+                "for example `trestle out table csv`",
+            ));
+        }
     };
     let id = project.stage(stage)?;
     let outputs = outputs(&project, id)?;
@@ -46,7 +51,10 @@ fn outputs(project: &Project, id: StageId) -> Result<std::collections::BTreeMap<
     project.cache.flush()?;
     match fates.into_iter().find(|(other, _)| *other == id) {
         Some((_, Fate::Hit(record))) => Ok(record.outputs),
-        _ => Err(Fail::with_help(format!("`{name}` has no outputs for the pipeline as it is now"), format!("run it first: `trestle run … '{name}'`; `trestle explain '{name}'` says what changed"))),
+        _ => Err(Fail::with_help(
+            format!("`{name}` has no outputs for the pipeline as it is now"),
+            format!("run it first: `trestle run … '{name}'`; `trestle explain '{name}'` says what changed"),
+        )),
     }
 }
 
@@ -69,7 +77,10 @@ fn lay_out(project: &Project, content: &Content, place: &PathBuf, users: bool) -
     let existing = std::fs::symlink_metadata(place).ok();
     match existing {
         Some(meta) if meta.is_dir() && users && std::fs::read_dir(place).is_ok_and(|mut entries| entries.next().is_some()) => {
-            return Err(Fail::with_help(format!("{} is a folder with something in it", place.display()), "choose another folder, or remove it first"));
+            return Err(Fail::with_help(
+                format!("{} is a folder with something in it", place.display()),
+                "choose another folder, or remove it first",
+            ));
         }
         Some(meta) if meta.is_dir() => std::fs::remove_dir_all(place),
         Some(_) => std::fs::remove_file(place),

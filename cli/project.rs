@@ -57,7 +57,10 @@ impl Project {
             [] => Err(unknown_target(&self.pipeline, word).into()),
             several => {
                 let names: Vec<String> = several.iter().take(8).map(|&id| format!("'{}'", stages[id].name)).collect();
-                Err(Fail::with_help(format!("`{word}` stands for {} stages", several.len()), format!("name one of them: {}", names.join(", "))))
+                Err(Fail::with_help(
+                    format!("`{word}` stands for {} stages", several.len()),
+                    format!("name one of them: {}", names.join(", ")),
+                ))
             }
         }
     }
@@ -74,7 +77,12 @@ fn file_name(name: &str) -> String {
 }
 
 fn load(file: &Path, source: &Source, registry: &Registry) -> Result<Pipeline, Fail> {
-    let text = std::fs::read_to_string(file).map_err(|e| Fail::with_help(format!("cannot read the pipeline file {}: {e}", file.display()), "the first word of the command, or `--file`, names it"))?;
+    let text = std::fs::read_to_string(file).map_err(|e| {
+        Fail::with_help(
+            format!("cannot read the pipeline file {}: {e}", file.display()),
+            "the first word of the command, or `--file`, names it",
+        )
+    })?;
     let wrong = |problems: Problems| Fail::Pipeline { name: file.display().to_string(), text: text.clone(), problems };
     let overrides = overrides(&source.set).map_err(wrong)?;
     let absolute = std::path::absolute(file).map_err(|e| Fail::message(format!("cannot find {}: {e}", file.display())))?;

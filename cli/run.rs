@@ -29,11 +29,14 @@ pub fn run(args: &Run) -> Result<ExitCode, Fail> {
         Format::Human => render::human(),
         Format::Json => Box::new(render::Json),
     };
-    let _lock = lock(&project, render.as_mut())?;
-    project.cache.sweep_tmp()?;
+    let held = lock(&project, render.as_mut())?;
+    project.cache.sweep_tmp(&held)?;
     let options = options(args, &project);
     let executor: Arc<dyn Executor> = Arc::new(local(&options)?);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| Fail::message(format!("cannot start the runtime: {e}")))?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| Fail::message(format!("cannot start the runtime: {e}")))?;
     let (pipeline, cache) = (Arc::clone(&project.pipeline), Arc::clone(&project.cache));
     let result = runtime.block_on(async {
         let cancel = interruptions();

@@ -25,9 +25,10 @@ fn is_file(word: &str) -> bool {
 }
 
 fn default_file() -> Result<PathBuf, Fail> {
-    DEFAULTS
-        .iter()
-        .map(PathBuf::from)
-        .find(|path| path.is_file())
-        .ok_or_else(|| Fail::with_help("no pipeline file is named, and this folder has no `trestle.yaml`", "name one: `trestle run pipelines/quickstart.yaml`"))
+    DEFAULTS.iter().map(PathBuf::from).find(|path| path.is_file()).ok_or_else(|| {
+        Fail::with_help(
+            "no pipeline file is named, and this folder has no `trestle.yaml`",
+            "name one: `trestle run pipelines/quickstart.yaml`",
+        )
+    })
 }

@@ -6,6 +6,7 @@ pub mod action;
 pub mod error;
 pub mod event;
 pub mod executor;
+pub mod graph;
 pub mod job;
 pub mod pipeline;
 pub mod plan;

@@ -96,7 +96,7 @@ impl ParamError {
 }
 
 /// Why a stage failed, in the words that a person sees.
-#[derive(Debug, Clone, thiserror::Error, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[error("{message}")]
 pub struct StageError {
     /// What happened, and where.

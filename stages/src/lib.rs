@@ -1,21 +1,25 @@
-//! Native stages of trestle.
+//! Native stages of trestle: data, generation, style inversion, training, evaluation.
 
 pub mod data;
 pub mod dataset;
+pub mod draw;
 pub mod error;
+pub mod generator;
+pub mod nn;
 pub mod prompting;
 pub mod rng;
+pub mod table;
 
 pub use error::{Error, Result};
 use trestle_engine::stage::Registry;
 
 /// Every native stage kind.
 pub fn registry() -> Registry {
-    Registry::default().with::<dataset::Dataset>().with::<prompting::Prompting>()
+    Registry::default().with::<dataset::Dataset>().with::<prompting::Prompting>().with::<table::Table>()
 }
 
 /// The instruction set that the matrix kernels use on this machine: `avx512f`, `avx2`, `neon` or `portable`. Results are the
-/// same bytes with any number of threads, yet not across instruction sets, so this belongs in a stage's key.
+/// same bytes with any number of threads, but not across instruction sets, so the record of every run names it.
 pub fn instruction_set() -> &'static str {
     #[cfg(target_arch = "x86_64")]
     {

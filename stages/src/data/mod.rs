@@ -9,5 +9,6 @@ pub mod words;
 
 pub(crate) use classes::check_names;
 pub use classes::{ClassPrompts, Classes, Prompts};
+pub(crate) use classes::{read_json, write_json};
 pub use image_set::{FILE, ImageSet, META, Meta, Normalisation};
 pub use resize::Filter;

@@ -1,0 +1,153 @@
+//! Reasons, times and counts in words.
+
+use std::time::Duration;
+
+use trestle_cache::{Change, Section};
+use trestle_engine::event::{Failure, Summary};
+use trestle_engine::pipeline::{Pipeline, StageId};
+use trestle_engine::plan::Reason;
+
+/// Longest value that is shown whole.
+const VALUE_CHARS: usize = 60;
+/// Most reasons on one line.
+const ON_A_LINE: usize = 3;
+
+/// `1.2 s`, `3 min 4 s`, `120 ms`.
+pub fn duration(time: Duration) -> String {
+    let seconds = time.as_secs_f64();
+    if seconds < 1.0 {
+        format!("{:.0} ms", seconds * 1000.0)
+    } else if seconds < 60.0 {
+        format!("{seconds:.1} s")
+    } else {
+        let whole = time.as_secs();
+        if whole < 3600 { format!("{} min {} s", whole / 60, whole % 60) } else { format!("{} h {} min", whole / 3600, whole % 3600 / 60) }
+    }
+}
+
+/// What stands before an ingredient's name.
+pub fn section_name(section: Section) -> &'static str {
+    match section {
+        Section::Stage => "stage",
+        Section::Command => "command",
+        Section::Param => "param",
+        Section::Input => "input",
+        Section::Output => "output",
+        Section::Env => "env",
+    }
+}
+
+/// A digest in full is for machines; people compare beginnings.
+fn value(text: &str) -> String {
+    let text = text.replace('\n', "⏎");
+    let short = shorten_digests(&text);
+    if short.chars().count() > VALUE_CHARS { format!("{}…", short.chars().take(VALUE_CHARS - 1).collect::<String>()) } else { short }
+}
+
+fn shorten_digests(text: &str) -> String {
+    let words: Vec<String> = text
+        .split(' ')
+        .map(|word| match word.split_once(':') {
+            Some((kind @ ("blob" | "exec" | "tree"), digest)) if digest.len() == 64 => format!("{kind}:{}", &digest[..12]),
+            _ => word.to_owned(),
+        })
+        .collect();
+    words.join(" ")
+}
+
+/// One change: `param lr 0.1 → 0.2`.
+pub fn change(change: &Change) -> String {
+    let name = format!("{} {}", section_name(change.section), change.name);
+    match (&change.old, &change.new) {
+        (Some(old), Some(new)) => format!("{name} {} → {}", value(old), value(new)),
+        (None, Some(new)) => format!("{name} is new: {}", value(new)),
+        (Some(old), None) => format!("{name} is gone; it was {}", value(old)),
+        (None, None) => name,
+    }
+}
+
+fn lines(reasons: &[Reason]) -> Vec<String> {
+    reasons
+        .iter()
+        .flat_map(|reason| match reason {
+            Reason::New => vec!["it has not been run in this project".to_owned()],
+            Reason::NoRecord => vec!["the record of its last run is gone".to_owned()],
+            Reason::Changed { changes } => changes.iter().map(change).collect(),
+            Reason::Output { output, health } => vec![format!("output `{output}`: {}", shorten_digests(health))],
+        })
+        .collect()
+}
+
+/// Reasons on one line.
+pub fn reasons(reasons: &[Reason]) -> String {
+    let all = lines(reasons);
+    let shown = all.iter().take(ON_A_LINE).cloned().collect::<Vec<_>>().join("; ");
+    if all.len() > ON_A_LINE { format!("{shown}; and {} more", all.len() - ON_A_LINE) } else { shown }
+}
+
+/// Reasons, one a line.
+pub fn reason_lines(reasons: &[Reason]) -> String {
+    lines(reasons).into_iter().map(|line| format!("  {line}")).collect::<Vec<_>>().join("\n")
+}
+
+/// What a stage waits for.
+pub fn waits(pipeline: &Pipeline, ids: &[StageId]) -> String {
+    let names: Vec<&str> = ids.iter().take(ON_A_LINE).map(|&id| pipeline.stages[id].name.as_str()).collect();
+    let more = ids.len().saturating_sub(ON_A_LINE);
+    let rest = if more > 0 { format!(" and {more} more") } else { String::new() };
+    format!("reads from {}{rest}", names.join(", "))
+}
+
+/// Metrics for the end of a line: `top1 0.8123`.
+pub fn metrics(metrics: &serde_json::Value) -> String {
+    let Some(map) = metrics.as_object() else { return String::new() };
+    let shown: Vec<String> =
+        map.iter().take(ON_A_LINE).map(|(name, value)| format!("{name} {:.4}", value.as_f64().unwrap_or(f64::NAN))).collect();
+    shown.join("  ")
+}
+
+/// A failure with the end of its log.
+pub fn failure(stage: &str, failure: &Failure) -> String {
+    let mut text = format!("failed  {stage}: {}", failure.error.message);
+    if let Some(help) = &failure.error.help {
+        text.push_str(&format!("\n        help: {help}"));
+    }
+    if !failure.log_tail.is_empty() {
+        text.push_str("\n        the end of what it printed:");
+        for line in failure.log_tail.lines() {
+            text.push_str(&format!("\n        | {line}"));
+        }
+    }
+    if let Some(log) = &failure.log {
+        text.push_str(&format!("\n        all of it: {}", log.display()));
+    }
+    text
+}
+
+/// The last line of a run.
+pub fn summary(summary: &Summary) -> String {
+    let mut parts = vec![format!("{} executed", summary.executed), format!("{} cached", summary.cached)];
+    for (count, word) in [(summary.failed, "failed"), (summary.skipped, "skipped"), (summary.cancelled, "cancelled")] {
+        if count > 0 {
+            parts.push(format!("{count} {word}"));
+        }
+    }
+    format!("{} in {}", parts.join(", "), duration(Duration::from_secs_f64(summary.seconds)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times() {
+        let say = |ms| duration(Duration::from_millis(ms));
+        assert_eq!([say(12), say(1234), say(61_000), say(3_720_000)], ["12 ms", "1.2 s", "1 min 1 s", "1 h 2 min"]);
+    }
+
+    #[test]
+    fn digests_are_shortened() {
+        let digest = "0123456789abcdef".repeat(4);
+        assert_eq!(value(&format!("tree:{digest} at in/x")), "tree:0123456789ab at in/x");
+    }
+}

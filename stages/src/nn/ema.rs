@@ -1,0 +1,62 @@
+//! A moving average of weights, which samples better than the weights themselves (Polyak averaging).
+
+use std::collections::BTreeMap;
+
+use rayon::prelude::*;
+
+use crate::error::Result;
+
+use super::math::CHUNK;
+use super::params::Params;
+use super::storage::with;
+
+/// The average of every tensor of a model.
+#[derive(Debug, Clone)]
+pub struct Ema {
+    decay: f32,
+    steps: u32,
+    averages: BTreeMap<String, Vec<f32>>,
+}
+
+impl Ema {
+    /// An average that begins with the weights as they are.
+    ///
+    /// # Errors
+    /// If a tensor cannot be read.
+    pub fn new(params: &Params, decay: f64) -> Result<Self> {
+        let averages = params.iter().map(|(name, _)| Ok((name.clone(), params.values(name)?))).collect::<Result<_>>()?;
+        Ok(Self { decay: decay as f32, steps: 0, averages })
+    }
+
+    /// Moves the average towards the weights: by `1 − decay`, by more in the first steps, so that the random start is soon forgotten.
+    ///
+    /// # Errors
+    /// If a tensor cannot be read.
+    pub fn update(&mut self, params: &Params) -> Result<()> {
+        self.steps += 1;
+        let decay = self.decay.min((1.0 + self.steps as f32) / (10.0 + self.steps as f32));
+        for (name, var) in params.iter() {
+            let Some(average) = self.averages.get_mut(name) else { continue };
+            with(var, |values| {
+                average
+                    .par_chunks_mut(CHUNK)
+                    .zip(values.par_chunks(CHUNK))
+                    .for_each(|(a, w)| a.iter_mut().zip(w).for_each(|(a, w)| *a += (1.0 - decay) * (w - *a)));
+                Ok(())
+            })?;
+        }
+        Ok(())
+    }
+
+    /// The averages as a model.
+    ///
+    /// # Errors
+    /// If a tensor cannot be made.
+    pub fn params(&self, like: &Params) -> Result<Params> {
+        let mut params = Params::new();
+        for (name, values) in &self.averages {
+            params.insert(name, like.get(name)?.dims(), values.clone())?;
+        }
+        Ok(params)
+    }
+}

@@ -1,0 +1,102 @@
+//! Activations.
+
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
+
+use crate::nn::math::{map, map2, sigmoid, tanh};
+use crate::nn::storage::{gradient, output, slice, with};
+
+/// A function of one value and its derivative.
+trait Scalar: Send + Sync {
+    const NAME: &'static str;
+    fn value(x: f32) -> f32;
+    fn slope(x: f32) -> f32;
+}
+
+struct Pointwise<S>(std::marker::PhantomData<S>);
+
+impl<S: Scalar> CustomOp1 for Pointwise<S> {
+    fn name(&self) -> &'static str {
+        S::NAME
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, lx: &Layout) -> Result<(CpuStorage, Shape)> {
+        output(map(slice(x, lx)?, S::value), lx.shape().clone())
+    }
+
+    fn bwd(&self, x: &Tensor, _: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
+        let dx = with(x, |values| with(dy, |dy| Ok(map2(values, dy, |x, d| d * S::slope(x)))))?;
+        gradient(dx, x).map(Some)
+    }
+}
+
+fn apply<S: Scalar + 'static>(x: &Tensor) -> Result<Tensor> {
+    x.contiguous()?.apply_op1(Pointwise::<S>(std::marker::PhantomData))
+}
+
+struct Relu;
+impl Scalar for Relu {
+    const NAME: &'static str = "relu";
+    #[inline(always)]
+    fn value(x: f32) -> f32 {
+        if x > 0.0 { x } else { 0.0 }
+    }
+    #[inline(always)]
+    fn slope(x: f32) -> f32 {
+        if x > 0.0 { 1.0 } else { 0.0 }
+    }
+}
+
+struct Silu;
+impl Scalar for Silu {
+    const NAME: &'static str = "silu";
+    #[inline(always)]
+    fn value(x: f32) -> f32 {
+        x * sigmoid(x)
+    }
+    #[inline(always)]
+    fn slope(x: f32) -> f32 {
+        let s = sigmoid(x);
+        s * (1.0 + x * (1.0 - s))
+    }
+}
+
+/// √(2/π) and the cubic coefficient of the tanh form (Hendrycks and Gimpel 2016).
+const GELU: (f32, f32) = (0.797_884_6, 0.044_715);
+
+struct Gelu;
+impl Scalar for Gelu {
+    const NAME: &'static str = "gelu";
+    #[inline(always)]
+    fn value(x: f32) -> f32 {
+        0.5 * x * (1.0 + tanh(GELU.0 * (x + GELU.1 * x * x * x)))
+    }
+    #[inline(always)]
+    fn slope(x: f32) -> f32 {
+        let t = tanh(GELU.0 * (x + GELU.1 * x * x * x));
+        0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * GELU.0 * (1.0 + 3.0 * GELU.1 * x * x)
+    }
+}
+
+/// `max(x, 0)`, with gradient 0 at 0.
+///
+/// # Errors
+/// If `x` is not an `f32` tensor on the CPU.
+pub fn relu(x: &Tensor) -> Result<Tensor> {
+    apply::<Relu>(x)
+}
+
+/// `x / (1 + e^-x)`.
+///
+/// # Errors
+/// If `x` is not an `f32` tensor on the CPU.
+pub fn silu(x: &Tensor) -> Result<Tensor> {
+    apply::<Silu>(x)
+}
+
+/// The tanh form of GELU.
+///
+/// # Errors
+/// If `x` is not an `f32` tensor on the CPU.
+pub fn gelu(x: &Tensor) -> Result<Tensor> {
+    apply::<Gelu>(x)
+}

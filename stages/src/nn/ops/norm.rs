@@ -1,0 +1,175 @@
+//! Normalisation by groups of channels (Wu and He 2018) and by rows (Ba et al. 2016): a row is a group norm with one group and one pixel.
+
+use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
+use rayon::prelude::*;
+
+use crate::nn::kernel::add_up;
+use crate::nn::storage::{gradient, output, slice, with};
+
+/// Normalises each of `groups` groups of the `c` channels of each sample over its `pixels`.
+#[derive(Clone, Copy)]
+struct Norm {
+    pixels: usize,
+    c: usize,
+    groups: usize,
+    eps: f32,
+}
+
+/// What a sample was normalised with, by channel.
+struct Moments {
+    mean: Vec<f32>,
+    rstd: Vec<f32>,
+}
+
+impl Norm {
+    fn sample(&self) -> usize {
+        self.pixels * self.c
+    }
+
+    /// Sums by group, given to every channel of the group.
+    fn by_group(&self, sums: &[f32]) -> Vec<f32> {
+        let width = self.c / self.groups;
+        sums.chunks_exact(width)
+            .flat_map(|group| std::iter::repeat_n(group.iter().map(|v| f64::from(*v)).sum::<f64>() as f32, width))
+            .collect()
+    }
+
+    /// Mean first, then the squares of what is left: no cancellation.
+    fn moments(&self, x: &[f32]) -> Moments {
+        let count = (self.pixels * (self.c / self.groups)) as f32;
+        let mut sums = vec![0.0; self.c];
+        x.chunks_exact(self.c).for_each(|row| sums.iter_mut().zip(row).for_each(|(s, x)| *s += x));
+        let mean: Vec<f32> = self.by_group(&sums).iter().map(|s| s / count).collect();
+        let mut squares = vec![0.0; self.c];
+        x.chunks_exact(self.c).for_each(|row| {
+            for ((s, x), m) in squares.iter_mut().zip(row).zip(&mean) {
+                *s += (x - m) * (x - m);
+            }
+        });
+        let rstd = self.by_group(&squares).iter().map(|s| 1.0 / (s / count + self.eps).sqrt()).collect();
+        Moments { mean, rstd }
+    }
+
+    fn forward(&self, x: &[f32], gamma: &[f32], beta: &[f32]) -> Vec<f32> {
+        let mut y = vec![0.0; x.len()];
+        y.par_chunks_mut(self.sample()).zip(x.par_chunks(self.sample())).with_min_len(self.samples_a_task()).for_each(|(y, x)| {
+            let Moments { mean, rstd } = self.moments(x);
+            let scale: Vec<f32> = gamma.iter().zip(&rstd).map(|(g, r)| g * r).collect();
+            let shift: Vec<f32> = beta.iter().zip(&mean).zip(&scale).map(|((b, m), s)| b - m * s).collect();
+            for (y, x) in y.chunks_exact_mut(self.c).zip(x.chunks_exact(self.c)) {
+                for (((y, x), s), t) in y.iter_mut().zip(x).zip(&scale).zip(&shift) {
+                    *y = x * s + t;
+                }
+            }
+        });
+        y
+    }
+
+    /// Small samples are taken several at a time; it changes no sum.
+    fn samples_a_task(&self) -> usize {
+        (4096 / self.sample()).max(1)
+    }
+
+    /// Gradients of x, gamma and beta. With x̂ the normalised x and g = dy·gamma: dx = (g − mean(g) − x̂·mean(g·x̂))·rstd, means over the group.
+    fn backward(&self, x: &[f32], gamma: &[f32], dy: &[f32]) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
+        let count = (self.pixels * (self.c / self.groups)) as f32;
+        let mut dx = vec![0.0; x.len()];
+        // A fixed number of samples shares one sum: their number depends on shapes alone.
+        let together = (65_536 / self.sample()).clamp(1, 4096);
+        let sums: Vec<(Vec<f32>, Vec<f32>)> = dx
+            .par_chunks_mut(self.sample() * together)
+            .zip(x.par_chunks(self.sample() * together))
+            .zip(dy.par_chunks(self.sample() * together))
+            .map(|((dx, x), dy)| {
+                let (mut dgamma, mut dbeta) = (vec![0.0; self.c], vec![0.0; self.c]);
+                let (mut own_gamma, mut own_beta) = (vec![0.0; self.c], vec![0.0; self.c]);
+                for ((dx, x), dy) in
+                    dx.chunks_exact_mut(self.sample()).zip(x.chunks_exact(self.sample())).zip(dy.chunks_exact(self.sample()))
+                {
+                    let Moments { mean, rstd } = self.moments(x);
+                    own_gamma.fill(0.0);
+                    own_beta.fill(0.0);
+                    for (x, dy) in x.chunks_exact(self.c).zip(dy.chunks_exact(self.c)) {
+                        for ((((g, b), x), d), m) in own_gamma.iter_mut().zip(own_beta.iter_mut()).zip(x).zip(dy).zip(&mean) {
+                            *g += d * (x - m);
+                            *b += d;
+                        }
+                    }
+                    own_gamma.iter_mut().zip(&rstd).for_each(|(g, r)| *g *= r);
+                    let weigh = |own: &[f32]| self.by_group(&own.iter().zip(gamma).map(|(o, g)| o * g).collect::<Vec<_>>());
+                    let (mean_gx, mean_g) = (weigh(&own_gamma), weigh(&own_beta));
+                    // dx = dy·a + x·b + e, by channel.
+                    let a: Vec<f32> = gamma.iter().zip(&rstd).map(|(g, r)| g * r).collect();
+                    let b: Vec<f32> = mean_gx.iter().zip(&rstd).map(|(m, r)| -m / count * r * r).collect();
+                    let e: Vec<f32> =
+                        mean_g.iter().zip(&rstd).zip(mean.iter().zip(&b)).map(|((g, r), (m, b))| -g / count * r - m * b).collect();
+                    for ((dx, x), dy) in dx.chunks_exact_mut(self.c).zip(x.chunks_exact(self.c)).zip(dy.chunks_exact(self.c)) {
+                        for (((((o, x), d), a), b), e) in dx.iter_mut().zip(x).zip(dy).zip(&a).zip(&b).zip(&e) {
+                            *o = d * a + x * b + e;
+                        }
+                    }
+                    dgamma.iter_mut().zip(&own_gamma).for_each(|(t, o)| *t += o);
+                    dbeta.iter_mut().zip(&own_beta).for_each(|(t, o)| *t += o);
+                }
+                (dgamma, dbeta)
+            })
+            .collect();
+        let (dgamma, dbeta) = sums.into_iter().unzip();
+        (dx, add_up(dgamma), add_up(dbeta))
+    }
+}
+
+impl CustomOp3 for Norm {
+    fn name(&self) -> &'static str {
+        "norm"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        lx: &Layout,
+        g: &CpuStorage,
+        lg: &Layout,
+        b: &CpuStorage,
+        lb: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        output(self.forward(slice(x, lx)?, slice(g, lg)?, slice(b, lb)?), lx.shape().clone())
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        gamma: &Tensor,
+        beta: &Tensor,
+        _: &Tensor,
+        dy: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let (dx, dgamma, dbeta) = with(x, |x| with(gamma, |g| with(dy, |dy| Ok(self.backward(x, g, dy)))))?;
+        Ok((Some(gradient(dx, x)?), Some(gradient(dgamma, gamma)?), Some(gradient(dbeta, beta)?)))
+    }
+}
+
+fn apply(x: &Tensor, gamma: &Tensor, beta: &Tensor, norm: Norm) -> Result<Tensor> {
+    if gamma.dims() != [norm.c] || beta.dims() != [norm.c] || norm.groups == 0 || !norm.c.is_multiple_of(norm.groups) {
+        bail!("norm: {} groups, scale {:?} and shift {:?} do not fit {:?}", norm.groups, gamma.shape(), beta.shape(), x.shape());
+    }
+    x.contiguous()?.apply_op3(&gamma.contiguous()?, &beta.contiguous()?, norm)
+}
+
+/// Group normalisation of `[n, h, w, c]`, scaled by `gamma` `[c]` and shifted by `beta` `[c]`.
+///
+/// # Errors
+/// If `c` is no multiple of `groups`, or the shapes do not fit.
+pub fn group_norm(x: &Tensor, groups: usize, gamma: &Tensor, beta: &Tensor, eps: f32) -> Result<Tensor> {
+    let (_, h, w, c) = x.dims4()?;
+    apply(x, gamma, beta, Norm { pixels: h * w, c, groups, eps })
+}
+
+/// Layer normalisation over the last dimension.
+///
+/// # Errors
+/// If the shapes do not fit.
+pub fn layer_norm(x: &Tensor, gamma: &Tensor, beta: &Tensor, eps: f32) -> Result<Tensor> {
+    let c = x.dim(candle_core::D::Minus1)?;
+    apply(x, gamma, beta, Norm { pixels: 1, c, groups: 1, eps })
+}

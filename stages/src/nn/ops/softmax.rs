@@ -1,0 +1,89 @@
+//! Softmax and attention.
+
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
+use rayon::prelude::*;
+
+use super::linear::matmul;
+use crate::nn::math::exp;
+use crate::nn::storage::{gradient, output, slice, with};
+
+/// Values that one task takes, in whole rows.
+const CHUNK: usize = 1 << 13;
+
+/// Softmax over rows of `width`.
+struct Softmax {
+    width: usize,
+}
+
+impl Softmax {
+    fn chunk(&self) -> usize {
+        (CHUNK / self.width).max(1) * self.width
+    }
+}
+
+/// Softmax of one row, in place.
+pub(super) fn softmax_row(row: &mut [f32]) {
+    let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    row.iter_mut().for_each(|v| *v = exp(*v - max));
+    let sum: f32 = row.iter().sum();
+    row.iter_mut().for_each(|v| *v /= sum);
+}
+
+impl CustomOp1 for Softmax {
+    fn name(&self) -> &'static str {
+        "softmax"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, lx: &Layout) -> Result<(CpuStorage, Shape)> {
+        let mut y = slice(x, lx)?.to_vec();
+        y.par_chunks_mut(self.chunk()).for_each(|chunk| chunk.chunks_exact_mut(self.width).for_each(softmax_row));
+        output(y, lx.shape().clone())
+    }
+
+    fn bwd(&self, _: &Tensor, y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
+        let mut dx = vec![0.0; y.elem_count()];
+        with(y, |y| {
+            with(dy, |dy| {
+                dx.par_chunks_mut(self.chunk()).zip(y.par_chunks(self.chunk())).zip(dy.par_chunks(self.chunk())).for_each(
+                    |((dx, y), dy)| {
+                        for ((dx, y), dy) in
+                            dx.chunks_exact_mut(self.width).zip(y.chunks_exact(self.width)).zip(dy.chunks_exact(self.width))
+                        {
+                            let dot: f32 = y.iter().zip(dy).map(|(y, d)| y * d).sum();
+                            dx.iter_mut().zip(y).zip(dy).for_each(|((dx, y), d)| *dx = y * (d - dot));
+                        }
+                    },
+                );
+                Ok(())
+            })
+        })?;
+        gradient(dx, y).map(Some)
+    }
+}
+
+/// Softmax over the last dimension.
+///
+/// # Errors
+/// If `x` is not an `f32` tensor on the CPU.
+pub fn softmax(x: &Tensor) -> Result<Tensor> {
+    let width = x.dim(candle_core::D::Minus1)?;
+    x.contiguous()?.apply_op1(Softmax { width })
+}
+
+/// Attention with several heads: softmax(q·kᵀ / √d)·v with d channels a head; `q` `[b, t, c]`, `k` and `v` `[b, s, c]`, result `[b, t, c]`.
+///
+/// # Errors
+/// If `c` is no multiple of `heads`, or the shapes do not fit.
+pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize) -> Result<Tensor> {
+    let (b, t, c) = q.dims3()?;
+    let s = k.dim(1)?;
+    if heads == 0 || c % heads != 0 || k.dims() != v.dims() || k.dims() != [b, s, c] {
+        bail!("attention: {heads} heads, {:?}, {:?} and {:?} do not fit", q.shape(), k.shape(), v.shape());
+    }
+    let d = c / heads;
+    let split = |x: &Tensor, n: usize| x.reshape((b, n, heads, d))?.transpose(1, 2)?.contiguous()?.reshape((b * heads, n, d));
+    let (q, k, v) = if heads == 1 { (q.clone(), k.clone(), v.clone()) } else { (split(q, t)?, split(k, s)?, split(v, s)?) };
+    let weights = softmax(&matmul(&q, &k, true)?.affine(1.0 / (d as f64).sqrt(), 0.0)?)?;
+    let out = matmul(&weights, &v, false)?;
+    if heads == 1 { Ok(out) } else { out.reshape((b, heads, t, d))?.transpose(1, 2)?.contiguous()?.reshape((b, t, c)) }
+}
