@@ -1,540 +1,417 @@
-//! The cache as the engine sees it: sources hashed, outputs stored, inputs laid out, and nothing believed that was not checked.
+//! All that the engine does with files: it names sources, keeps outputs, gives them out again and knows whether they are sound.
+//!
+//! ```text
+//! CACHEDIR.TAG, .gitignore   backup programs and git pass it by
+//! format                     which layout this is
+//! blobs/ records/ tmp/       see LocalStore
+//! index                      files known by their stat alone
+//! lock                       held by the one run
+//! ```
+//!
+//! # What is promised
+//! - A wrong byte is never served: what is given out is hashed as it is given out.
+//! - Nothing half-written has a final name, whenever the process is killed.
+//! - A stat is trusted only where nothing can have changed behind it (see the module `index`).
+//!
+//! # What is not
+//! A linked input ([`How::Link`]) is the store's own file, mode 0444. Root ignores the mode, and an owner can change it, so a stage
+//! that writes to its inputs can damage the store. Such damage is never served: it is found by [`Cache::check`], by
+//! [`Cache::settle`] and whenever the blob is given out.
+
+mod give;
+mod take;
+
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
-use std::fs::{self, File};
-use std::io::Read;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::fs::{self, File, TryLockError};
+use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use rayon::prelude::*;
 
-use crate::Result;
-use crate::content::{Content, Tree};
-use crate::digest::{ActionKey, BlobId, Digest, TreeId};
-use crate::error::{At, Error};
-use crate::hash;
+use crate::content::{Content, Entry, ObjectId, Tree, link_stays};
+use crate::digest::{ActionKey, BlobId, TreeId};
+use crate::error::{Error, Result};
+use crate::files::{Hashed, Stat, hash_file, hash_open};
 use crate::index::Index;
-use crate::local::LocalStore;
-use crate::lock::{self, RunLock};
-use crate::record::ActionRecord;
-use crate::store::{Name, Store};
+use crate::record::{ActionRecord, Lookup};
+use crate::store::{LocalStore, Store};
 
-/// Name of the folder of a cache; it is never part of a source.
-const OWN_FOLDER: &str = ".trestle";
-/// Deepest folder that is followed; a loop of links ends here.
-const MAX_DEPTH: usize = 128;
+/// What the file `format` says. Raise the version whenever the layout of the folder changes.
+const FORMAT: &str = "trestle cache v1";
+/// See <https://bford.info/cachedir/>.
+const CACHEDIR_TAG: &str = "Signature: 8a477f597d28d172789f06886806bc55\n# This folder is a cache made by trestle.\n";
 
-/// How a content is laid out.
+/// Whether a content can be given out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum How {
-    /// Hard links to the store, read-only; a copy where links cannot be. For readers that we trust not to write.
-    Link,
-    /// Writable copies (clones where the file system has them).
-    Copy,
-}
-
-/// Whether a content in the store can be used.
-#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Health {
-    /// All bytes are there and right.
+    /// Every blob and every tree of it is there and is what its name promises.
     Sound,
-    /// Something is gone.
-    Missing(String),
-    /// Something is not what its name says.
-    Damaged(String),
+    /// This object is not there.
+    Missing(ObjectId),
+    /// This object's bytes are not what its name promises.
+    Damaged(ObjectId),
 }
 
 impl fmt::Display for Health {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Sound => f.write_str("sound"),
-            Self::Missing(name) => write!(f, "{name} is missing from the store"),
-            Self::Damaged(name) => write!(f, "{name} is damaged in the store"),
+            Self::Missing(object) => write!(f, "{object} is missing in the cache"),
+            Self::Damaged(object) => write!(f, "{object} is damaged in the cache"),
         }
     }
 }
 
-/// A cache in a folder.
+/// How a content is laid down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum How {
+    /// Files of one's own to write to, mode 0644 or 0755. Shares the disk's blocks where the file system can.
+    Copy,
+    /// Hard links to the store, mode 0444, and copies where that can't be: across file systems, and for executable files (0555), since
+    /// the executable bit belongs to the content and not to the stored bytes.
+    Link,
+}
+
+/// The right to run in a cache: one process at a time. Given up when dropped, and by the kernel when the process ends.
+#[derive(Debug)]
+pub struct RunLock {
+    _file: File,
+}
+
+/// A cache in a folder: a local store, an index, the last keys and a lock. Shared by threads, and safe beside other processes.
+#[derive(Debug)]
 pub struct Cache {
-    folder: PathBuf,
+    root: PathBuf,
     store: LocalStore,
     index: Index,
+    /// Blobs that were hashed while they were too fresh for the index. See [`Cache::settle`].
+    fresh: Mutex<Vec<BlobId>>,
 }
 
 impl Cache {
-    /// The cache in `folder`, which is created if it is not there.
+    /// Opens the cache in the folder `dir`, which is made if it is not there.
     ///
     /// # Errors
-    /// If the folder cannot be created.
-    pub fn open(folder: &Path) -> Result<Self> {
-        let store = LocalStore::open(folder)?;
-        // A cache inside of a repository is nobody's to commit.
-        let ignore = folder.join(".gitignore");
-        if !ignore.exists() {
-            fs::write(&ignore, "*\n").at("write", &ignore)?;
-        }
-        Ok(Self { folder: folder.to_owned(), store, index: Index::open(&folder.join("index")) })
+    /// [`Error::Format`] for a cache of another version; [`Error::Io`] names the folder or file that cannot be made.
+    pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
+        let dir = dir.as_ref();
+        fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
+        let root = fs::canonicalize(dir).map_err(Error::io("find", dir))?;
+        check_format(&root)?;
+        let store = LocalStore::open(&root)?;
+        let index = Index::open(root.join("index"));
+        Ok(Self { root, store, index, fresh: Mutex::default() })
     }
 
-    /// The content of a file or folder of the project. Unchanged files are known by their stat; links are followed.
+    /// The cache's folder.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Where a blob lies or would lie. Nothing is said about its health.
+    pub fn blob_path(&self, id: &BlobId) -> PathBuf {
+        self.store.blob_path(id)
+    }
+
+    /// Says whether all of a content is there and sound; the first trouble otherwise. A blob whose stat is known is not read.
     ///
     /// # Errors
-    /// If something cannot be read, is neither file nor folder, or changes meanwhile.
-    pub fn source(&self, path: &Path) -> Result<Content> {
-        self.measure(path, true, 0)
-    }
-
-    fn measure(&self, path: &Path, by_stat: bool, depth: usize) -> Result<Content> {
-        let meta = fs::metadata(path).at("read", path)?;
-        if meta.is_file() {
-            let (id, size) = if by_stat { self.index.digest(path)? } else { hash::file(path)? };
-            return Ok(Content::Blob { id, size, executable: is_executable(&meta) });
-        }
-        if !meta.is_dir() || depth > MAX_DEPTH {
-            return Err(unsupported(path, &meta));
-        }
-        let names: Vec<String> = names(path)?.into_iter().filter(|name| name != OWN_FOLDER).collect();
-        let entries: Result<Vec<_>> =
-            names.into_par_iter().map(|name| Ok((name.clone(), self.measure(&path.join(&name), by_stat, depth + 1)?))).collect();
-        let tree = Tree { entries: entries?.into_iter().collect() };
-        Ok(Content::Tree { id: tree.id() })
-    }
-
-    /// Copies a file or folder of the project to `dest`, which must not exist, and says what was copied: that, and not what the
-    /// source is or was, is what a stage will see.
-    ///
-    /// # Errors
-    /// If something cannot be read or written.
-    pub fn copy_source(&self, path: &Path, dest: &Path) -> Result<Content> {
-        copy_all(path, dest, 0)?;
-        self.measure(dest, false, 0)
-    }
-
-    /// Stores what a stage made at `path`; files are moved out of there where that is safe.
-    ///
-    /// # Errors
-    /// If something cannot be read or written, or is a link, a device, a socket.
-    pub fn ingest(&self, path: &Path) -> Result<Content> {
-        let meta = fs::symlink_metadata(path).at("read", path)?;
-        if meta.is_file() {
-            // A file with another name elsewhere could change behind our back.
-            return if meta.nlink() > 1 { self.store_file(path) } else { self.take_file(path, &meta) };
-        }
-        if !meta.is_dir() {
-            return Err(unsupported(path, &meta));
-        }
-        let entries: Result<Vec<_>> =
-            names(path)?.into_par_iter().map(|name| Ok((name.clone(), self.ingest(&path.join(&name))?))).collect();
-        let tree = Tree { entries: entries?.into_iter().collect() };
-        let id = tree.id();
-        self.store.write(Name::Tree(id), &mut tree.encode().as_slice())?;
-        Ok(Content::Tree { id })
-    }
-
-    /// Stores a copy of a file.
-    ///
-    /// # Errors
-    /// If it cannot be read or written.
-    pub fn store_file(&self, path: &Path) -> Result<Content> {
-        let copy = self.store.fresh("copy");
-        fs::copy(path, &copy).at("copy", path)?;
-        let meta = fs::metadata(path).at("read", path)?;
-        self.take_file(&copy, &meta)
-    }
-
-    /// What is stored is hashed where it will stay: nobody but us knows its name by then.
-    fn take_file(&self, path: &Path, meta: &fs::Metadata) -> Result<Content> {
-        let ours = self.store.fresh("take");
-        match fs::rename(path, &ours) {
-            Err(error) if error.kind() == std::io::ErrorKind::CrossesDevices => {
-                fs::copy(path, &ours).at("copy", path)?;
-            }
-            other => other.at("take", path)?,
-        }
-        let (id, size) = hash::file(&ours)?;
-        let name = Name::Blob(id);
-        // An earlier copy may be damaged, so the new one takes its place.
-        self.store.adopt(&ours, name)?;
-        self.index.forget(&self.store.path(name));
-        Ok(Content::Blob { id, size, executable: is_executable(meta) })
-    }
-
-    /// Whether a stored content can be used. Files whose stat is as it was when they were last hashed are believed.
-    ///
-    /// # Errors
-    /// If the store cannot be read.
+    /// [`Error::Io`] if the store cannot be read at all.
     pub fn check(&self, content: &Content) -> Result<Health> {
-        match content {
-            Content::Blob { id, .. } => self.check_blob(id),
-            Content::Tree { id } => match self.tree(id) {
-                Ok(tree) => {
-                    for entry in tree.entries.values() {
-                        let health = self.check(entry)?;
-                        if health != Health::Sound {
-                            return Ok(health);
-                        }
-                    }
-                    Ok(Health::Sound)
-                }
-                Err(Error::Missing { name }) => Ok(Health::Missing(name)),
-                Err(Error::Damaged { name, .. }) => Ok(Health::Damaged(name)),
-                Err(other) => Err(other),
-            },
-        }
+        let listing = match self.listing(content) {
+            Err(Error::Missing { object }) => return Ok(Health::Missing(object)),
+            Err(Error::Damaged { object } | Error::BadTree { object, .. }) => return Ok(Health::Damaged(object)),
+            other => other?,
+        };
+        let health = |file: &ListedFile| match self.check_blob(&file.id) {
+            Ok(Health::Sound) => None,
+            other => Some(other),
+        };
+        listing.files.par_iter().find_map_first(health).unwrap_or(Ok(Health::Sound))
     }
 
     fn check_blob(&self, id: &BlobId) -> Result<Health> {
-        let path = self.store.path(Name::Blob(*id));
-        let name = || format!("blob:{id}");
-        match self.index.digest(&path) {
-            Ok((found, _)) if found == *id => Ok(Health::Sound),
-            Ok(_) => Ok(Health::Damaged(name())),
-            Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => Ok(Health::Missing(name())),
-            Err(other) => Err(other),
+        let path = self.blob_path(id);
+        let meta = match fs::symlink_metadata(&path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Health::Missing(ObjectId::Blob(*id))),
+            other => other.map_err(Error::io("examine", &path))?,
+        };
+        if !meta.is_file() {
+            return Ok(Health::Damaged(ObjectId::Blob(*id)));
+        }
+        if self.index.known(&Stat::from(&meta)) == Some(*id) {
+            return Ok(Health::Sound);
+        }
+        let hashed = match hash_file(&path) {
+            Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => return Ok(Health::Missing(ObjectId::Blob(*id))),
+            // The disk cannot read it, or something writes to it: either way it is not to be served.
+            Err(Error::Io { .. } | Error::Changing { .. }) => return Ok(Health::Damaged(ObjectId::Blob(*id))),
+            other => other?,
+        };
+        self.note(&hashed);
+        Ok(if hashed.id == *id { Health::Sound } else { Health::Damaged(ObjectId::Blob(*id)) })
+    }
+
+    /// Notes what a file of the store hashed to; one too fresh for the index is kept for [`Cache::settle`].
+    fn note(&self, hashed: &Hashed) {
+        if !self.index.note(hashed) {
+            self.fresh.lock().unwrap_or_else(PoisonError::into_inner).push(hashed.id);
         }
     }
 
-    fn tree(&self, id: &TreeId) -> Result<Tree> {
-        let name = || format!("tree:{id}");
-        let bytes = self.read(Name::Tree(*id))?.ok_or_else(|| Error::Missing { name: name() })?;
-        if Digest::of(&bytes) != id.0 {
-            return Err(Error::Damaged { name: name(), detail: "its bytes do not have its digest".to_owned() });
-        }
-        Tree::decode(&bytes).ok_or_else(|| Error::Damaged { name: name(), detail: "its bytes are not a folder".to_owned() })
+    /// Reads again, smallest first and at most `limit` bytes in all, the blobs that came or were linked in this run and were then too
+    /// fresh for the index, so that the next run knows them by their stat. Gives those that were found damaged: a stage
+    /// wrote to its inputs.
+    ///
+    /// To be called at the end of a run, before [`Cache::flush`].
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the store cannot be read at all.
+    pub fn settle(&self, limit: u64) -> Result<Vec<BlobId>> {
+        let mut ids = std::mem::take(&mut *self.fresh.lock().unwrap_or_else(PoisonError::into_inner));
+        ids.sort_unstable();
+        ids.dedup();
+        let size = |id: &BlobId| fs::metadata(self.blob_path(id)).map_or(0, |meta| meta.len());
+        let mut sized: Vec<_> = ids.into_iter().map(|id| (size(&id), id)).collect();
+        sized.sort_unstable();
+        let mut left = limit;
+        let affordable = sized.iter().take_while(|(size, _)| {
+            let fits = *size <= left;
+            left = left.saturating_sub(*size);
+            fits
+        });
+        let ids: Vec<_> = affordable.map(|(_, id)| *id).collect();
+        let healths = ids.par_iter().map(|id| Ok((*id, self.check_blob(id)?))).collect::<Result<Vec<_>>>()?;
+        Ok(healths.into_iter().filter(|(_, health)| matches!(health, Health::Damaged(_))).map(|(id, _)| id).collect())
     }
 
-    fn read(&self, name: Name) -> Result<Option<Vec<u8>>> {
-        let Some(mut reader) = self.store.read(name)? else { return Ok(None) };
-        let mut bytes = Vec::new();
-        reader.read_to_end(&mut bytes).at("read", &self.store.path(name))?;
-        Ok(Some(bytes))
+    /// Removes an object, so that ingesting it again replaces it. Nothing there is fine.
+    ///
+    /// # Errors
+    /// [`Error::Io`] names the file that cannot be removed.
+    pub fn forget(&self, object: ObjectId) -> Result<()> {
+        self.store.remove(&object.blob())
     }
 
     /// The bytes of a blob, checked.
     ///
     /// # Errors
-    /// If it is missing or damaged.
+    /// [`Error::Missing`]; [`Error::Damaged`], and the blob is removed; [`Error::Io`].
     pub fn read_blob(&self, id: &BlobId) -> Result<Vec<u8>> {
-        let name = || format!("blob:{id}");
-        let bytes = self.read(Name::Blob(*id))?.ok_or_else(|| Error::Missing { name: name() })?;
-        if Digest::of(&bytes) == id.0 {
-            Ok(bytes)
-        } else {
-            Err(Error::Damaged { name: name(), detail: "its bytes do not have its digest".to_owned() })
-        }
+        self.read_object(ObjectId::Blob(*id)).map_err(|e| if matches!(e, Error::Damaged { .. }) { self.damaged(id) } else { e })
     }
 
-    /// Lays a content out at `dest`, which must not exist. Every byte is checked as it is given out.
+    /// The complaint about a blob whose bytes turned out to be wrong. It is removed: bytes that rot on the disk keep their stat, so
+    /// [`Cache::check`] alone could call them sound for ever.
+    fn damaged(&self, id: &BlobId) -> Error {
+        // If it cannot be removed, it is still not served.
+        let _ = self.store.remove(id);
+        Error::Damaged { object: ObjectId::Blob(*id) }
+    }
+
+    /// A blob open at its start, once all of its bytes were checked through the same handle.
     ///
     /// # Errors
-    /// If something is missing or damaged (a damaged blob is then removed from the store), or cannot be written. Nothing stays at `dest`.
-    pub fn materialize(&self, content: &Content, dest: &Path, how: How) -> Result<()> {
-        let result = self.lay_out(content, dest, how);
-        if result.is_err() {
-            // The error that matters is the first one.
-            let _ = if dest.is_dir() { fs::remove_dir_all(dest) } else { fs::remove_file(dest) };
+    /// [`Error::Missing`]; [`Error::Damaged`], and the blob is removed; [`Error::Io`].
+    pub fn open_blob(&self, id: &BlobId) -> Result<File> {
+        let (path, object) = (self.blob_path(id), ObjectId::Blob(*id));
+        let mut file = match File::open(&path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(Error::Missing { object }),
+            other => other.map_err(Error::io("open", &path))?,
+        };
+        let hashed = hash_open(&mut file, &path)?;
+        self.note(&hashed);
+        if hashed.id != *id {
+            return Err(self.damaged(id));
         }
-        result
+        file.rewind().map_err(Error::io("read", &path))?;
+        Ok(file)
     }
 
-    fn lay_out(&self, content: &Content, dest: &Path, how: How) -> Result<()> {
-        match content {
-            Content::Blob { id, executable, .. } => self.lay_out_blob(id, *executable, dest, how),
-            Content::Tree { id } => {
-                let tree = self.tree(id)?;
-                fs::create_dir(dest).at("create", dest)?;
-                tree.entries.par_iter().try_for_each(|(name, entry)| self.lay_out(entry, &dest.join(name), how))
+    /// The bytes of a blob or the canonical bytes of a tree, checked.
+    fn read_object(&self, object: ObjectId) -> Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        match self.store.read(&object.blob(), &mut bytes) {
+            Ok(true) => Ok(bytes),
+            Ok(false) => Err(Error::Missing { object }),
+            Err(Error::Damaged { .. }) => Err(Error::Damaged { object }),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// A folder's entries, checked.
+    ///
+    /// # Errors
+    /// [`Error::Missing`], [`Error::Damaged`], [`Error::BadTree`], [`Error::Io`].
+    pub fn read_tree(&self, id: &TreeId) -> Result<Tree> {
+        let object = ObjectId::Tree(*id);
+        Tree::from_bytes(&self.read_object(object)?).map_err(|source| Error::BadTree { object, source })
+    }
+
+    /// All that a content consists of.
+    fn listing(&self, content: &Content) -> Result<Listing> {
+        let mut listing = Listing::default();
+        match *content {
+            Content::Blob { id, executable, .. } => listing.files.push(ListedFile { path: PathBuf::new(), id, executable }),
+            Content::Tree { id } => self.list(&id, Path::new(""), 0, &mut listing)?,
+        }
+        Ok(listing)
+    }
+
+    fn list(&self, id: &TreeId, at: &Path, depth: usize, listing: &mut Listing) -> Result<()> {
+        listing.dirs.push(at.to_owned());
+        for (name, entry) in self.read_tree(id)?.entries {
+            let path = at.join(name);
+            match entry {
+                Entry::File { id, executable, .. } => listing.files.push(ListedFile { path, id, executable }),
+                Entry::Dir(id) => self.list(&id, &path, depth + 1, listing)?,
+                Entry::Symlink(target) if link_stays(&target, depth) => listing.links.push((path, target)),
+                Entry::Symlink(target) => return Err(Error::LinkLeaves { path, target }),
             }
-        }
-    }
-
-    fn lay_out_blob(&self, id: &BlobId, executable: bool, dest: &Path, how: How) -> Result<()> {
-        let name = Name::Blob(*id);
-        let path = self.store.path(name);
-        if !self.store.has(name)? {
-            return Err(Error::Missing { name: format!("blob:{id}") });
-        }
-        // A link shares its mode with the store, so an executable file is always a copy.
-        let linked = how == How::Link && !executable && fs::hard_link(&path, dest).is_ok();
-        if !linked {
-            fs::copy(&path, dest).at("copy", &path)?;
-            let mode = if executable { 0o755 } else { 0o644 };
-            fs::set_permissions(dest, fs::Permissions::from_mode(mode)).at("set the mode of", dest)?;
-        }
-        let (found, _) = hash::file(dest)?;
-        if found == *id {
-            return Ok(());
-        }
-        self.store.remove(name)?;
-        self.index.forget(&path);
-        Err(Error::Damaged { name: format!("blob:{id}"), detail: format!("its bytes have the digest {}", found.short()) })
-    }
-
-    /// The record of an action. One that is cut off or edited counts as none.
-    ///
-    /// # Errors
-    /// If the store cannot be read.
-    pub fn record(&self, key: &ActionKey) -> Result<Option<ActionRecord>> {
-        Ok(self.read(Name::Record(*key))?.as_deref().and_then(ActionRecord::decode).filter(|record| record.key == *key))
-    }
-
-    /// Stores a record. Write all that it names first: from now on they are served.
-    ///
-    /// # Errors
-    /// If it does not fit its own key or cannot be written.
-    pub fn put_record(&self, record: &ActionRecord) -> Result<()> {
-        let wrong = || Error::WrongKey { key: record.key.to_string() };
-        if record.manifest.key() != record.key {
-            return Err(wrong());
-        }
-        let bytes = record.encode().map_err(|_| wrong())?;
-        self.store.write(Name::Record(record.key), &mut bytes.as_slice())
-    }
-
-    /// Where the bytes of a blob are.
-    pub fn blob_path(&self, id: &BlobId) -> PathBuf {
-        self.store.path(Name::Blob(*id))
-    }
-
-    /// Writes what is known about files, if that changed.
-    ///
-    /// # Errors
-    /// If it cannot be written.
-    pub fn flush(&self) -> Result<()> {
-        self.index.flush(&self.store.fresh("index"))
-    }
-
-    /// A fresh folder on the file system of the store.
-    ///
-    /// # Errors
-    /// If it cannot be created.
-    pub fn tmp_dir(&self, name: &str) -> Result<PathBuf> {
-        let path = self.store.fresh(name);
-        fs::create_dir_all(&path).at("create", &path)?;
-        Ok(path)
-    }
-
-    /// Removes what runs that died left unfinished.
-    ///
-    /// # Errors
-    /// If the folder of unfinished things cannot be read.
-    pub fn sweep_tmp(&self, _held: &RunLock) -> Result<()> {
-        let tmp = self.store.tmp();
-        for entry in fs::read_dir(&tmp).at("read", &tmp)? {
-            let path = entry.at("read", &tmp)?.path();
-            // What cannot be removed now may be removable next time; it is never taken for an output.
-            let _ = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
         }
         Ok(())
     }
 
-    /// Waits until no other run uses this cache.
+    /// The record of an action; none if there is none that can be believed. [`Cache::lookup`] says why.
     ///
     /// # Errors
-    /// If the lock's file cannot be opened.
+    /// [`Error::Io`] if the store cannot be read.
+    pub fn record(&self, key: &ActionKey) -> Result<Option<ActionRecord>> {
+        Ok(match self.lookup(key)? {
+            Lookup::Found(record) => Some(*record),
+            Lookup::Absent | Lookup::Bad(_) => None,
+        })
+    }
+
+    /// The record of an action, its absence, or why it must not be believed.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the store cannot be read.
+    pub fn lookup(&self, key: &ActionKey) -> Result<Lookup> {
+        let Some(bytes) = self.store.get_record(key)? else { return Ok(Lookup::Absent) };
+        Ok(match ActionRecord::decode(key, &bytes) {
+            Ok(record) => Lookup::Found(Box::new(record)),
+            Err(reason) => Lookup::Bad(reason),
+        })
+    }
+
+    /// Keeps a record, in place of what lies under its key. To be called once all of its outputs are ingested.
+    ///
+    /// # Errors
+    /// [`Error::BadRecord`] if its key is not its manifest's; [`Error::Io`].
+    pub fn put_record(&self, record: &ActionRecord) -> Result<()> {
+        self.store.put_record(&record.key, &record.encode()?)
+    }
+
+    /// Removes a record. Nothing there is fine.
+    ///
+    /// # Errors
+    /// [`Error::Io`] names the file that cannot be removed.
+    pub fn remove_record(&self, key: &ActionKey) -> Result<()> {
+        self.store.remove_record(key)
+    }
+
+    /// Writes the index, if it changed. Its loss costs time alone.
+    ///
+    /// # Errors
+    /// [`Error::Io`] names the file that cannot be written.
+    pub fn flush(&self) -> Result<()> {
+        self.index.flush(&self.store.temporary("index"))
+    }
+
+    /// A fresh empty folder on the cache's file system. Removed with this `Cache`, or by a later [`Cache::sweep_tmp`].
+    ///
+    /// # Errors
+    /// [`Error::Io`] names the folder that cannot be made.
+    pub fn tmp_dir(&self, name: &str) -> Result<PathBuf> {
+        let safe = name.replace(|c: char| !c.is_ascii_alphanumeric() && c != '-' && c != '_', "_");
+        let path = self.store.temporary(safe.get(..100).unwrap_or(&safe));
+        fs::create_dir(&path).map_err(Error::io("create", &path))?;
+        Ok(path)
+    }
+
+    /// Removes the temporary files of processes that are no more, and says of how many. For the one run, which is why it wants the lock;
+    /// the files of processes that only read the cache are safe from it all the same.
+    ///
+    /// # Errors
+    /// [`Error::Io`] names what cannot be removed.
+    pub fn sweep_tmp(&self, _held: &RunLock) -> Result<usize> {
+        self.store.sweep()
+    }
+
+    /// Waits for the right to run.
+    ///
+    /// # Errors
+    /// [`Error::Io`] where the file system cannot lock.
     pub fn lock(&self) -> Result<RunLock> {
-        lock::wait(&self.folder.join("lock"))
+        let (path, file) = self.lock_file()?;
+        file.lock().map_err(Error::io("lock", &path))?;
+        Ok(RunLock { _file: file })
     }
 
-    /// The lock, if no other run uses this cache.
+    /// The right to run; none if another process, or another `RunLock` of this one, has it.
     ///
     /// # Errors
-    /// If the lock's file cannot be opened.
+    /// [`Error::Io`] where the file system cannot lock.
     pub fn try_lock(&self) -> Result<Option<RunLock>> {
-        lock::attempt(&self.folder.join("lock"))
-    }
-}
-
-fn is_executable(meta: &fs::Metadata) -> bool {
-    meta.permissions().mode() & 0o100 != 0
-}
-
-fn unsupported(path: &Path, meta: &fs::Metadata) -> Error {
-    let kind = meta.file_type();
-    let what = if kind.is_symlink() {
-        "a symbolic link"
-    } else if kind.is_socket() {
-        "a socket"
-    } else if kind.is_fifo() {
-        "a pipe"
-    } else if kind.is_block_device() || kind.is_char_device() {
-        "a device"
-    } else {
-        "too deep a folder"
-    };
-    Error::Unsupported { path: path.to_owned(), what }
-}
-
-fn names(folder: &Path) -> Result<Vec<String>> {
-    let mut names = Vec::new();
-    for entry in fs::read_dir(folder).at("read", folder)? {
-        let entry = entry.at("read", folder)?;
-        let name = entry
-            .file_name()
-            .into_string()
-            .map_err(|_| Error::Unsupported { path: entry.path(), what: "something whose name is not UTF-8" })?;
-        names.push(name);
-    }
-    names.sort_unstable();
-    Ok(names)
-}
-
-fn copy_all(from: &Path, to: &Path, depth: usize) -> Result<()> {
-    let meta = fs::metadata(from).at("read", from)?;
-    if meta.is_file() {
-        let mut source = File::open(from).at("read", from)?;
-        let mut dest = File::create_new(to).at("create", to)?;
-        std::io::copy(&mut source, &mut dest).at("copy", from)?;
-        let mode = if is_executable(&meta) { 0o755 } else { 0o644 };
-        return fs::set_permissions(to, fs::Permissions::from_mode(mode)).at("set the mode of", to);
-    }
-    if !meta.is_dir() || depth > MAX_DEPTH {
-        return Err(unsupported(from, &meta));
-    }
-    fs::create_dir_all(to).at("create", to)?;
-    for name in names(from)?.into_iter().filter(|name| name != OWN_FOLDER) {
-        copy_all(&from.join(&name), &to.join(&name), depth + 1)?;
-    }
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use super::*;
-    use crate::record::tests::sample;
-    use std::time::Duration;
-
-    struct Scratch {
-        dir: tempfile::TempDir,
-        cache: Cache,
-    }
-
-    fn scratch() -> Scratch {
-        let dir = tempfile::tempdir().unwrap();
-        let cache = Cache::open(&dir.path().join("cache")).unwrap();
-        Scratch { dir, cache }
-    }
-
-    /// A folder with a file, an executable, an empty folder and one inside.
-    fn folder(at: &Path) {
-        fs::create_dir_all(at.join("deep/er")).unwrap();
-        fs::create_dir(at.join("empty")).unwrap();
-        fs::write(at.join("a.txt"), b"alpha").unwrap();
-        fs::write(at.join("deep/er/b"), b"beta").unwrap();
-        fs::set_permissions(at.join("deep/er/b"), fs::Permissions::from_mode(0o755)).unwrap();
-    }
-
-    #[test]
-    fn what_is_ingested_comes_back_the_same_whichever_way() {
-        let Scratch { dir, cache } = scratch();
-        let made = dir.path().join("made");
-        folder(&made);
-        let before = cache.source(&made).unwrap();
-        let content = cache.ingest(&made).unwrap();
-        assert_eq!(before, content);
-        assert_eq!(cache.check(&content).unwrap(), Health::Sound);
-        for (how, name) in [(How::Copy, "copy"), (How::Link, "link")] {
-            let out = dir.path().join(name);
-            cache.materialize(&content, &out, how).unwrap();
-            assert_eq!(cache.source(&out).unwrap(), content, "{name}");
-            assert!(out.join("empty").is_dir());
+        let (path, file) = self.lock_file()?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(RunLock { _file: file })),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(e)) => Err(Error::io("lock", &path)(e)),
         }
-        assert_eq!(cache.copy_source(&dir.path().join("copy"), &dir.path().join("again")).unwrap(), content);
-        fs::write(dir.path().join("copy/a.txt"), b"changed").unwrap();
-        assert_eq!(cache.check(&content).unwrap(), Health::Sound, "a copy is not tied to the store");
     }
 
-    #[test]
-    fn a_flipped_byte_is_found_even_with_size_and_mtime_kept() {
-        let Scratch { dir, cache } = scratch();
-        let file = dir.path().join("f");
-        fs::write(&file, b"right").unwrap();
-        let content = cache.ingest(&file).unwrap();
-        std::thread::sleep(Duration::from_millis(80));
-        assert_eq!(cache.check(&content).unwrap(), Health::Sound);
-        let Content::Blob { id, .. } = &content else { panic!("a file is a blob") };
-        let path = cache.blob_path(id);
-        let modified = fs::metadata(&path).unwrap().modified().unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
-        fs::write(&path, b"wrong").unwrap();
-        File::options().write(true).open(&path).unwrap().set_modified(modified).unwrap();
-        assert!(matches!(cache.check(&content).unwrap(), Health::Damaged(_)));
-        assert!(matches!(cache.read_blob(id), Err(Error::Damaged { .. })));
-        let out = dir.path().join("out");
-        assert!(matches!(cache.materialize(&content, &out, How::Link), Err(Error::Damaged { .. })));
-        assert!(!out.exists());
-        assert!(matches!(cache.check(&content).unwrap(), Health::Missing(_)));
-        fs::write(&file, b"right").unwrap();
-        cache.ingest(&file).unwrap();
-        assert_eq!(cache.check(&content).unwrap(), Health::Sound);
+    fn lock_file(&self) -> Result<(PathBuf, File)> {
+        let path = self.root.join("lock");
+        let file = File::options().write(true).create(true).truncate(false).open(&path).map_err(Error::io("open", &path))?;
+        Ok((path, file))
     }
+}
 
-    #[test]
-    fn ingesting_again_replaces_a_damaged_blob() {
-        let Scratch { dir, cache } = scratch();
-        let file = dir.path().join("f");
-        fs::write(&file, b"right").unwrap();
-        let content = cache.ingest(&file).unwrap();
-        let Content::Blob { id, .. } = &content else { panic!("a file is a blob") };
-        fs::remove_file(cache.blob_path(id)).unwrap();
-        fs::write(cache.blob_path(id), b"wrong").unwrap();
-        fs::write(&file, b"right").unwrap();
-        cache.ingest(&file).unwrap();
-        assert_eq!(cache.read_blob(id).unwrap(), b"right");
-    }
+/// The parts of a content, by their path below its root.
+#[derive(Debug, Default)]
+struct Listing {
+    /// Folders, each before what it holds; the first is the root. Empty for a file.
+    dirs: Vec<PathBuf>,
+    files: Vec<ListedFile>,
+    links: Vec<(PathBuf, String)>,
+}
 
-    #[test]
-    fn links_and_sockets_are_refused_as_outputs() {
-        let Scratch { dir, cache } = scratch();
-        let made = dir.path().join("made");
-        fs::create_dir(&made).unwrap();
-        std::os::unix::fs::symlink("/etc/hostname", made.join("l")).unwrap();
-        assert!(matches!(cache.ingest(&made), Err(Error::Unsupported { what: "a symbolic link", .. })));
-        fs::remove_file(made.join("l")).unwrap();
-        let _socket = std::os::unix::net::UnixListener::bind(made.join("s")).unwrap();
-        assert!(matches!(cache.ingest(&made), Err(Error::Unsupported { what: "a socket", .. })));
-    }
+#[derive(Debug)]
+struct ListedFile {
+    path: PathBuf,
+    id: BlobId,
+    executable: bool,
+}
 
-    #[test]
-    fn a_hard_linked_output_is_copied_not_taken() {
-        let Scratch { dir, cache } = scratch();
-        let (a, b) = (dir.path().join("a"), dir.path().join("b"));
-        fs::write(&a, b"shared").unwrap();
-        fs::hard_link(&a, &b).unwrap();
-        let content = cache.ingest(&a).unwrap();
-        fs::write(&b, b"SHARED").unwrap();
-        assert_eq!(cache.check(&content).unwrap(), Health::Sound);
+/// Refuses a folder of another format and marks a new one.
+fn check_format(root: &Path) -> Result<()> {
+    let path = root.join("format");
+    match File::open(&path) {
+        Ok(file) => {
+            let mut found = String::new();
+            file.take(100).read_to_string(&mut found).map_err(Error::io("read", &path))?;
+            let found = found.trim_end().to_owned();
+            if found == FORMAT { Ok(()) } else { Err(Error::Format { path: root.to_owned(), found, wanted: FORMAT }) }
+        }
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            for (name, text) in [("CACHEDIR.TAG", CACHEDIR_TAG), (".gitignore", "*\n"), ("format", FORMAT)] {
+                write_whole(root, name, text)?;
+            }
+            Ok(())
+        }
+        Err(e) => Err(Error::io("open", &path)(e)),
     }
+}
 
-    #[test]
-    fn records_that_are_cut_off_count_as_none() {
-        let Scratch { dir: _dir, cache } = scratch();
-        let record = sample("a");
-        assert_eq!(cache.record(&record.key).unwrap(), None);
-        cache.put_record(&record).unwrap();
-        assert_eq!(cache.record(&record.key).unwrap().as_ref(), Some(&record));
-        let path = cache.store.path(Name::Record(record.key));
-        let bytes = fs::read(&path).unwrap();
-        fs::remove_file(&path).unwrap();
-        fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
-        assert_eq!(cache.record(&record.key).unwrap(), None);
-        let other = sample("b");
-        fs::write(&path, other.encode().unwrap()).unwrap();
-        assert_eq!(cache.record(&record.key).unwrap(), None, "a record under another's name");
-        let mut forged = record.clone();
-        forged.key = other.key;
-        assert!(matches!(cache.put_record(&forged), Err(Error::WrongKey { .. })));
-    }
-
-    #[test]
-    fn one_run_at_a_time() {
-        let Scratch { dir, cache } = scratch();
-        let held = cache.try_lock().unwrap();
-        assert!(held.is_some());
-        let other = Cache::open(&dir.path().join("cache")).unwrap();
-        assert!(other.try_lock().unwrap().is_none());
-        drop(held);
-        assert!(other.try_lock().unwrap().is_some());
-    }
+/// Writes a small file by way of a temporary one: two processes may open a new cache at the same time.
+fn write_whole(root: &Path, name: &str, text: &str) -> Result<()> {
+    let (temporary, path) = (root.join(format!("{name}.{}", crate::store::unique())), root.join(name));
+    let write = || File::create(&temporary)?.write_all(text.as_bytes());
+    write().and_then(|()| fs::rename(&temporary, &path)).map_err(Error::io("write", &path))
 }

@@ -1,59 +1,75 @@
-//! 32 bytes of BLAKE3, and one type for each meaning that they can have.
+//! 256-bit BLAKE3 digests and one type per meaning, so that an action's key cannot be passed where a blob's id is wanted.
+//!
+//! Every hashed pre-image opens with a tag that names its kind and version (`trestle tree v1\0`), with one exception: a
+//! [`BlobId`] is plain BLAKE3 of the bytes, so that `b3sum FILE` prints the id of a file.
 
 use std::fmt;
 use std::str::FromStr;
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-/// A BLAKE3 digest. It is written as 64 hexadecimal digits.
+/// 32 bytes of BLAKE3, without a meaning of its own. Shown and serialised as 64 lower-case hexadecimal characters.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Digest([u8; 32]);
 
-/// The text is not 64 hexadecimal digits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("a digest is 64 hexadecimal digits")]
-pub struct ParseDigestError;
-
 impl Digest {
-    /// Digest of bytes, without any tag: `b3sum` gives the same.
+    /// The digest with these bytes.
+    pub const fn new(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
+    /// Plain BLAKE3 of `bytes`: whoever calls this adds the tag.
     pub fn of(bytes: &[u8]) -> Self {
-        blake3::hash(bytes).into()
+        Self(*blake3::hash(bytes).as_bytes())
     }
 
     /// The bytes.
-    pub fn as_bytes(&self) -> &[u8; 32] {
+    pub const fn as_bytes(&self) -> &[u8; 32] {
         &self.0
     }
 
-    /// The first 12 digits, for people.
+    /// The first 12 hexadecimal characters: enough for people, never for programs.
     pub fn short(&self) -> String {
-        self.to_string()[..12].to_owned()
+        let mut text = self.to_string();
+        text.truncate(12);
+        text
     }
 }
 
 impl From<blake3::Hash> for Digest {
     fn from(hash: blake3::Hash) -> Self {
-        Self(hash.into())
+        Self(*hash.as_bytes())
     }
 }
 
 impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&blake3::Hash::from_bytes(self.0).to_hex())
+        f.write_str(blake3::Hash::from_bytes(self.0).to_hex().as_str())
     }
 }
 
 impl fmt::Debug for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
+        write!(f, "Digest({})", self.short())
     }
 }
+
+/// A text that is not a digest.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is not a digest: 64 lower-case hexadecimal characters are wanted")]
+pub struct ParseDigestError(String);
 
 impl FromStr for Digest {
     type Err = ParseDigestError;
 
-    fn from_str(text: &str) -> Result<Self, ParseDigestError> {
-        blake3::Hash::from_hex(text).map(Self::from).map_err(|_| ParseDigestError)
+    /// Reads what `Display` writes and nothing else, so that a digest has one spelling.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let bad = || ParseDigestError(text.to_owned());
+        if text.len() != 64 || text.bytes().any(|b| b.is_ascii_uppercase()) {
+            return Err(bad());
+        }
+        let hash = blake3::Hash::from_hex(text).map_err(|_| bad())?;
+        Ok(Self(*hash.as_bytes()))
     }
 }
 
@@ -65,20 +81,35 @@ impl Serialize for Digest {
 
 impl<'de> Deserialize<'de> for Digest {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = std::borrow::Cow::<str>::deserialize(deserializer)?;
-        text.parse().map_err(serde::de::Error::custom)
+        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
     }
 }
 
+/// Defines a digest with one meaning.
 macro_rules! digest_type {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
         #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         #[serde(transparent)]
-        pub struct $name(pub Digest);
+        pub struct $name(Digest);
 
         impl $name {
-            /// The first 12 digits, for people.
+            /// Gives `digest` this meaning.
+            pub const fn new(digest: Digest) -> Self {
+                Self(digest)
+            }
+
+            /// The digest without its meaning.
+            pub const fn digest(&self) -> Digest {
+                self.0
+            }
+
+            /// The bytes.
+            pub const fn as_bytes(&self) -> &[u8; 32] {
+                self.0.as_bytes()
+            }
+
+            /// The first 12 hexadecimal characters: enough for people, never for programs.
             pub fn short(&self) -> String {
                 self.0.short()
             }
@@ -92,32 +123,39 @@ macro_rules! digest_type {
 
         impl fmt::Debug for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                write!(f, concat!(stringify!($name), "({})"), self.0.short())
+                write!(f, concat!(stringify!($name), "({})"), self.short())
             }
         }
 
         impl FromStr for $name {
             type Err = ParseDigestError;
 
-            fn from_str(text: &str) -> Result<Self, ParseDigestError> {
+            fn from_str(text: &str) -> Result<Self, Self::Err> {
                 text.parse().map(Self)
             }
         }
     };
 }
 
-digest_type!(
-    /// Names the bytes of one file. It is the plain BLAKE3 of the bytes, so that `b3sum` agrees; no other pre-image is untagged.
+digest_type! {
+    /// Names the bytes of a file. Plain BLAKE3 without a tag, so that `b3sum` agrees.
     BlobId
-);
-digest_type!(
-    /// Names a folder: BLAKE3 of the tagged encoding of its entries ([`crate::Tree::encode`]).
+}
+digest_type! {
+    /// Names a folder: BLAKE3 of the canonical bytes of a [`Tree`](crate::Tree), which open with `trestle tree v1\0`.
     TreeId
-);
-digest_type!(
-    /// Names an action: BLAKE3 of the bytes of its [`crate::Manifest`].
+}
+digest_type! {
+    /// Names an action: BLAKE3 of the bytes of its [`Manifest`](crate::Manifest), which open with `trestle manifest v1\0`.
     ActionKey
-);
+}
+
+impl BlobId {
+    /// The id of these bytes.
+    pub fn of(bytes: &[u8]) -> Self {
+        Self(Digest::of(bytes))
+    }
+}
 
 #[cfg(test)]
 mod tests {
@@ -125,12 +163,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn hex_goes_both_ways() {
-        let digest = Digest::of(b"abc");
-        assert_eq!(digest.to_string(), "6437b3ac38465133ffb63b75273a8db548c558465d79db03fd359c6cd5bd9d85");
-        assert_eq!(digest.to_string().parse::<Digest>().unwrap(), digest);
-        assert_eq!("xyz".parse::<Digest>(), Err(ParseDigestError));
-        let json = serde_json::to_string(&BlobId(digest)).unwrap();
-        assert_eq!(serde_json::from_str::<BlobId>(&json).unwrap(), BlobId(digest));
+    fn blob_id_is_what_b3sum_prints() {
+        let id = BlobId::of(b"");
+        assert_eq!(id.to_string(), "af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262");
+        assert_eq!(id.short(), "af1349b9f5f9");
+    }
+
+    #[test]
+    fn text_round_trips_and_has_one_spelling() {
+        let id = BlobId::of(b"trestle");
+        assert_eq!(id.to_string().parse::<BlobId>().unwrap(), id);
+        assert!(id.to_string().to_uppercase().parse::<BlobId>().is_err());
+        assert!(id.short().parse::<BlobId>().is_err());
+        assert!("z".repeat(64).parse::<Digest>().is_err());
+        assert!("é".repeat(32).parse::<Digest>().is_err());
+        let json = serde_json::to_string(&id).unwrap();
+        assert_eq!(json, format!("\"{id}\""));
+        assert_eq!(serde_json::from_str::<BlobId>(&json).unwrap(), id);
     }
 }

@@ -1,73 +1,134 @@
-//! What can go wrong in the cache.
+//! What can go wrong, with the path and the way out.
 
+use std::io;
 use std::path::{Path, PathBuf};
 
 use miette::Diagnostic;
 
-/// An error of the cache.
+use crate::content::{BadTree, ObjectId};
+use crate::record::BadRecord;
+
+/// The crate's result.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Everything that the cache can fail with.
 #[derive(Debug, thiserror::Error, Diagnostic)]
 pub enum Error {
-    /// The system refused.
-    #[error("cannot {doing} {}", path.display())]
+    /// The operating system refused.
+    #[error("cannot {action} {}", path.display())]
     #[diagnostic(code(cache::io))]
     Io {
-        /// What was tried, such as `read`.
-        doing: &'static str,
+        /// What was tried, as a verb: `read`, `rename`.
+        action: &'static str,
         /// On what.
         path: PathBuf,
-        /// What the system said.
-        #[source]
-        source: std::io::Error,
+        /// Why not.
+        source: io::Error,
     },
-    /// Something that a cache cannot hold.
-    #[error("{} is {what}, which cannot be stored", path.display())]
-    #[diagnostic(code(cache::unsupported), help("only files and folders are stored; copy what a link points to"))]
-    Unsupported {
-        /// The path.
+    /// An object's bytes are not the ones that its name promises.
+    #[error("{object} is damaged in the cache")]
+    #[diagnostic(code(cache::damaged), help("run again: the stage that made it runs anew and replaces it"))]
+    Damaged {
+        /// Which.
+        object: ObjectId,
+    },
+    /// An object is not in the cache.
+    #[error("{object} is missing in the cache")]
+    #[diagnostic(code(cache::missing), help("run again: the stage that made it runs anew"))]
+    Missing {
+        /// Which.
+        object: ObjectId,
+    },
+    /// An object holds together and is not a tree.
+    #[error("{object} cannot be read")]
+    #[diagnostic(code(cache::bad_tree))]
+    BadTree {
+        /// Which.
+        object: ObjectId,
+        /// Why.
+        source: BadTree,
+    },
+    /// A record that must not be written.
+    #[error("the record cannot be written")]
+    #[diagnostic(code(cache::bad_record))]
+    BadRecord(#[from] BadRecord),
+    /// Bytes that do not match the id under which they were to be stored.
+    #[error("the bytes given for {expected} hash to {found}")]
+    #[diagnostic(code(cache::mismatch))]
+    Mismatch {
+        /// The id that was promised.
+        expected: ObjectId,
+        /// The id of the bytes.
+        found: ObjectId,
+    },
+    /// A file's name or a link's target is not UTF-8.
+    #[error("the name {} is not UTF-8", path.display())]
+    #[diagnostic(code(cache::not_utf8), help("rename it: names are part of a folder's identity on every machine"))]
+    NotUtf8 {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Neither a file, a folder nor a link.
+    #[error("{} is a {kind}, not a file or a folder", path.display())]
+    #[diagnostic(code(cache::special_file), help("only files, folders and links within a folder can be kept"))]
+    Special {
+        /// Where.
         path: PathBuf,
         /// What it is.
-        what: &'static str,
+        kind: &'static str,
     },
-    /// Stored bytes are not what their name says.
-    #[error("{name} in the store is damaged: {detail}")]
-    #[diagnostic(code(cache::damaged), help("run again: the stage that makes it will run"))]
-    Damaged {
-        /// Text of the blob or tree.
-        name: String,
-        /// What was seen.
-        detail: String,
+    /// A link in a folder whose target is outside the folder.
+    #[error("the link {} leaves its folder: it points to {target}", path.display())]
+    #[diagnostic(
+        code(cache::link_leaves),
+        help("put the file itself there, or make its target an input of its own; `..` may stand at the front of a target only")
+    )]
+    LinkLeaves {
+        /// The link.
+        path: PathBuf,
+        /// Where it points.
+        target: String,
     },
-    /// Stored bytes are gone.
-    #[error("{name} is missing from the store")]
-    #[diagnostic(code(cache::missing), help("run again: the stage that makes it will run"))]
-    Missing {
-        /// Text of the blob or tree.
-        name: String,
-    },
-    /// A file changed again and again while it was read.
+    /// A file that was written to while it was read.
     #[error("{} changes while it is read", path.display())]
-    #[diagnostic(code(cache::unstable), help("wait until nothing writes to it, then run again"))]
-    Unstable {
-        /// The path.
+    #[diagnostic(code(cache::changing), help("wait until whatever writes to it is done, and run again"))]
+    Changing {
+        /// The file.
         path: PathBuf,
     },
-    /// A record whose key is not that of its manifest.
-    #[error("the record for {key} does not belong to that key")]
-    #[diagnostic(code(cache::record))]
-    WrongKey {
-        /// The key.
-        key: String,
+    /// The place for a materialised content is taken.
+    #[error("{} is there already", path.display())]
+    #[diagnostic(code(cache::exists), help("remove it or name another place"))]
+    Exists {
+        /// The place.
+        path: PathBuf,
+    },
+    /// A folder that holds the cache itself, which changes with every run.
+    #[error("{} holds the cache {}", path.display(), cache.display())]
+    #[diagnostic(code(cache::holds_cache), help("name a folder that does not contain the cache"))]
+    HoldsCache {
+        /// The folder.
+        path: PathBuf,
+        /// The cache.
+        cache: PathBuf,
+    },
+    /// A cache of another format.
+    #[error("{} was made by another version: its format is `{found}`, this program reads `{wanted}`", path.display())]
+    #[diagnostic(code(cache::format), help("remove the folder, name another one, or use the version that made it"))]
+    Format {
+        /// The cache's folder.
+        path: PathBuf,
+        /// What it says it is.
+        found: String,
+        /// What it should say.
+        wanted: &'static str,
     },
 }
 
-/// Attaches what was tried and on what to an I/O error.
-pub(crate) trait At<T> {
-    /// `cannot {doing} {path}`.
-    fn at(self, doing: &'static str, path: &Path) -> Result<T, Error>;
-}
-
-impl<T> At<T> for std::io::Result<T> {
-    fn at(self, doing: &'static str, path: &Path) -> Result<T, Error> {
-        self.map_err(|source| Error::Io { doing, path: path.to_owned(), source })
+impl Error {
+    /// Attaches what was tried to an error of the operating system.
+    pub(crate) fn io(action: &'static str, path: impl AsRef<Path>) -> impl FnOnce(io::Error) -> Self {
+        let path = path.as_ref().to_owned();
+        move |source| Self::Io { action, path, source }
     }
 }

@@ -1,194 +1,216 @@
-//! What files were when they were last hashed, so that an unchanged file is known by its stat alone.
+//! Files known by their stat alone, so that an unchanged file is never read twice.
 //!
-//! An entry is believed only if the file's size, times, inode and device are the same, and if the file was already older than the
-//! clock's grain when it was hashed: a file that is written twice within one grain can keep its times (git calls such an entry "racily
-//! clean"). Losing the index costs time, never truth.
+//! An entry says: the file with this device, inode, size, mtime and ctime has this id. ctime is what makes it safe: no program can set
+//! it, so bytes changed behind a restored mtime show. What remains is git's *racily clean* file: one that is changed twice within
+//! one tick of the file system's clock, with the hash taken in between, keeps its stat. So an entry is only noted if the file's ctime
+//! was older than the clock's grain when hashing began. A file that is too fresh is hashed again next time.
+//!
+//! The index is a cache of a cache: it may be lost, cut short or of another version, and costs time alone.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::fs;
-use std::io::Write;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
 
-use serde::{Deserialize, Serialize};
+use crate::digest::{BlobId, Digest};
+use crate::error::{Error, Result};
+use crate::files::{Hashed, Stat, now};
 
-use crate::Result;
-use crate::digest::BlobId;
-use crate::error::{At, Error};
-use crate::hash;
+/// Opens the file. Raise the version whenever the layout changes.
+const TAG: &[u8] = b"trestle index v1\0";
+/// Bytes of an entry: device, inode, size, mtime, ctime, day, id.
+const ENTRY: usize = 6 * 8 + 32;
+/// Days after which an entry that nobody asked for is dropped.
+const DAYS: u64 = 30;
+/// Kernel ticks are 1 to 10 ms.
+const GRAIN: i64 = 50_000_000;
+/// A file system that keeps whole seconds (or, FAT, pairs of them).
+const COARSE_GRAIN: i64 = 2_500_000_000;
 
-/// Coarsest grain of a clock that we expect of a file system here, in nanoseconds; Linux stamps files once a tick, 1 to 10 ms.
-const GRAIN_NS: i128 = 50_000_000;
-/// How often a file that changes while it is hashed is tried again.
-const ATTEMPTS: usize = 3;
-/// First line of the file.
-const TAG: &str = "trestle index v1";
-
-/// All of a file's stat that changes when its bytes do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-struct Stat {
-    size: u64,
-    mtime: i128,
-    ctime: i128,
-    inode: u64,
-    device: u64,
-}
-
-impl Stat {
-    fn of(path: &Path) -> Result<Self> {
-        Ok(Self::from(&fs::metadata(path).at("read", path)?))
-    }
-
-    /// Whether the file was older than a grain at `time`.
-    fn settled_at(&self, time: i128) -> bool {
-        self.mtime.max(self.ctime) + GRAIN_NS < time
-    }
-}
-
-impl From<&fs::Metadata> for Stat {
-    fn from(meta: &fs::Metadata) -> Self {
-        let nanoseconds = |s: i64, ns: i64| i128::from(s) * 1_000_000_000 + i128::from(ns);
-        Self {
-            size: meta.len(),
-            mtime: nanoseconds(meta.mtime(), meta.mtime_nsec()),
-            ctime: nanoseconds(meta.ctime(), meta.ctime_nsec()),
-            inode: meta.ino(),
-            device: meta.dev(),
-        }
-    }
-}
-
-fn now() -> i128 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| i128::try_from(d.as_nanos()).unwrap_or(i128::MAX))
-}
-
-/// A file as it was when it was hashed.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
-struct Noted {
-    stat: Stat,
-    id: BlobId,
-}
-
-#[derive(Default)]
-struct State {
-    entries: HashMap<PathBuf, Noted>,
-    changed: bool,
-}
-
-/// The index of one cache.
+/// The index in memory, shared by threads.
+#[derive(Debug)]
 pub struct Index {
-    file: PathBuf,
+    path: PathBuf,
     state: Mutex<State>,
 }
 
+#[derive(Debug, Default)]
+struct State {
+    entries: BTreeMap<(u64, u64), Known>,
+    changed: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Known {
+    stat: Stat,
+    id: BlobId,
+    /// When it was last of use, in days since 1970.
+    day: u64,
+}
+
 impl Index {
-    /// Reads the index; one that cannot be read is an empty one.
-    pub fn open(file: &Path) -> Self {
-        let entries = fs::read_to_string(file).ok().and_then(|text| parse(&text)).unwrap_or_default();
-        Self { file: file.to_owned(), state: Mutex::new(State { entries, changed: false }) }
+    /// Reads the index at `path`; one that cannot be read is empty.
+    pub fn open(path: PathBuf) -> Self {
+        let entries = read(&path);
+        Self { path, state: Mutex::new(State { entries, changed: false }) }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        // Entries are inserted whole, so a panic elsewhere does not spoil the map.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Digest and size of a file: by its stat if that is enough, else by its bytes.
-    ///
-    /// # Errors
-    /// If it cannot be read, or changes again and again meanwhile.
-    pub fn digest(&self, path: &Path) -> Result<(BlobId, u64)> {
-        for _ in 0..ATTEMPTS {
-            let before = Stat::of(path)?;
-            let noted = self.state().entries.get(path).copied();
-            if let Some(noted) = noted.filter(|noted| noted.stat == before) {
-                return Ok((noted.id, before.size));
-            }
-            let began = now();
-            let (id, size) = hash::file(path)?;
-            if Stat::of(path)? != before || size != before.size {
-                continue;
-            }
-            if before.settled_at(began) {
-                let mut state = self.state();
-                state.entries.insert(path.to_owned(), Noted { stat: before, id });
-                state.changed = true;
-            }
-            return Ok((id, size));
+    /// The id of the file with this stat, if its bytes were hashed under it.
+    pub fn known(&self, stat: &Stat) -> Option<BlobId> {
+        let mut state = self.lock();
+        let known = state.entries.get_mut(&(stat.dev, stat.ino)).filter(|known| known.stat == *stat)?;
+        let (id, today) = (known.id, today());
+        if known.day != today {
+            known.day = today;
+            state.changed = true;
         }
-        Err(Error::Unstable { path: path.to_owned() })
+        Some(id)
     }
 
-    /// Forgets a file.
-    pub fn forget(&self, path: &Path) {
-        let mut state = self.state();
-        state.changed |= state.entries.remove(path).is_some();
+    /// Notes what a file hashed to, unless it is too fresh. Says whether it was noted.
+    pub fn note(&self, hashed: &Hashed) -> bool {
+        let stat = hashed.stat;
+        if !is_settled(&stat, hashed.began) {
+            return false;
+        }
+        let mut state = self.lock();
+        state.entries.insert((stat.dev, stat.ino), Known { stat, id: hashed.id, day: today() });
+        state.changed = true;
+        true
     }
 
-    /// Writes the index if it changed, all at once.
-    ///
-    /// # Errors
-    /// If it cannot be written.
+    /// Writes the index if it changed, with what another process wrote meanwhile. Not synced to disk: its loss costs time alone.
     pub fn flush(&self, temporary: &Path) -> Result<()> {
-        let mut state = self.state();
+        let mut state = self.lock();
         if !state.changed {
             return Ok(());
         }
-        let mut lines: Vec<String> = Vec::with_capacity(state.entries.len());
-        for (path, noted) in &state.entries {
-            // A path that is not UTF-8 is hashed anew every time.
-            let line = path.to_str().and_then(|path| serde_json::to_string(&(path, noted)).ok());
-            lines.extend(line.map(|line| line + "\n"));
+        for (file, known) in read(&self.path) {
+            state.entries.entry(file).or_insert(known);
         }
-        lines.sort_unstable();
-        let mut out = fs::File::create(temporary).at("write", temporary)?;
-        out.write_all(format!("{TAG}\n{}", lines.concat()).as_bytes()).at("write", temporary)?;
-        fs::rename(temporary, &self.file).at("rename to", &self.file)?;
+        let today = today();
+        state.entries.retain(|_, known| known.day + DAYS >= today);
+        fs::write(temporary, encode(&state.entries)).map_err(Error::io("write", temporary))?;
+        fs::rename(temporary, &self.path).map_err(Error::io("write", &self.path))?;
         state.changed = false;
         Ok(())
     }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Every change of the state is a single step, so a panic elsewhere leaves it whole.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
-fn parse(text: &str) -> Option<HashMap<PathBuf, Noted>> {
-    let mut lines = text.lines();
-    (lines.next()? == TAG).then_some(())?;
-    lines.map(|line| serde_json::from_str(line).ok()).collect()
+/// Whether a file that was read from `began` on can't have been changed since within the tick of its ctime.
+pub fn is_settled(stat: &Stat, began: i64) -> bool {
+    let grain = if stat.ctime % 1_000_000_000 == 0 { COARSE_GRAIN } else { GRAIN };
+    stat.ctime.saturating_add(grain) <= began
+}
+
+/// Days since 1970.
+fn today() -> u64 {
+    now().unsigned_abs() / (24 * 3600 * 1_000_000_000)
+}
+
+fn encode(entries: &BTreeMap<(u64, u64), Known>) -> Vec<u8> {
+    let mut body = Vec::with_capacity(entries.len() * ENTRY);
+    for Known { stat, id, day } in entries.values() {
+        let numbers = [stat.dev, stat.ino, stat.size, stat.mtime.cast_unsigned(), stat.ctime.cast_unsigned(), *day];
+        body.extend(numbers.iter().flat_map(|number| number.to_le_bytes()));
+        body.extend(id.as_bytes());
+    }
+    [TAG, Digest::of(&body).as_bytes(), &body].concat()
+}
+
+fn read(path: &Path) -> BTreeMap<(u64, u64), Known> {
+    fs::read(path).ok().and_then(|bytes| decode(&bytes)).unwrap_or_default()
+}
+
+fn decode(bytes: &[u8]) -> Option<BTreeMap<(u64, u64), Known>> {
+    let (checksum, body) = bytes.strip_prefix(TAG)?.split_at_checked(32)?;
+    if checksum != Digest::of(body).as_bytes() || body.len() % ENTRY != 0 {
+        return None;
+    }
+    let known = body.chunks_exact(ENTRY).map(decode_entry).collect::<Option<Vec<_>>>()?;
+    Some(known.into_iter().map(|known| ((known.stat.dev, known.stat.ino), known)).collect())
+}
+
+fn decode_entry(entry: &[u8]) -> Option<Known> {
+    let number = |at: usize| Some(u64::from_le_bytes(entry.get(at * 8..at * 8 + 8)?.try_into().ok()?));
+    let stat =
+        Stat { dev: number(0)?, ino: number(1)?, size: number(2)?, mtime: number(3)?.cast_signed(), ctime: number(4)?.cast_signed() };
+    let id = Digest::new(entry.get(48..)?.try_into().ok()?);
+    Some(Known { stat, id: BlobId::new(id), day: number(5)? })
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use std::time::Duration;
+    use crate::files::hash_file;
 
-    #[test]
-    fn a_settled_file_is_known_by_stat_and_a_fresh_one_is_not_believed() {
-        let dir = tempfile::tempdir().unwrap();
-        let (file, saved) = (dir.path().join("a"), dir.path().join("index"));
-        fs::write(&file, b"one").unwrap();
-        let index = Index::open(&saved);
-        let one = index.digest(&file).unwrap();
-        assert!(index.state().entries.is_empty(), "written within the grain, yet believed");
-        std::thread::sleep(Duration::from_millis(80));
-        assert_eq!(index.digest(&file).unwrap(), one);
-        assert_eq!(index.state().entries.len(), 1);
-        index.flush(&dir.path().join("tmp")).unwrap();
-        let index = Index::open(&saved);
-        assert_eq!(index.state().entries.len(), 1);
-        // The same size and the same mtime, but other bytes: ctime tells.
-        let before = fs::metadata(&file).unwrap().modified().unwrap();
-        fs::write(&file, b"two").unwrap();
-        fs::File::options().write(true).open(&file).unwrap().set_modified(before).unwrap();
-        assert_ne!(index.digest(&file).unwrap(), one);
+    fn hashed(ctime: i64, began: i64) -> Hashed {
+        let stat = Stat { dev: 1, ino: 2, size: 3, mtime: 4, ctime };
+        Hashed { id: BlobId::of(b"abc"), stat, executable: false, began }
     }
 
     #[test]
-    fn a_spoiled_index_is_an_empty_one() {
-        let dir = tempfile::tempdir().unwrap();
-        let saved = dir.path().join("index");
-        fs::write(&saved, format!("{TAG}\nnonsense\n")).unwrap();
-        assert!(Index::open(&saved).state().entries.is_empty());
+    fn a_fresh_file_is_not_noted() {
+        let folder = tempfile::tempdir().unwrap();
+        let index = Index::open(folder.path().join("index"));
+        let second = 1_000_000_000;
+        assert!(!index.note(&hashed(second + 1, second + 1)));
+        assert!(!index.note(&hashed(second + 1, second + GRAIN)));
+        assert!(!index.note(&hashed(second, second + GRAIN)), "a clock of whole seconds needs longer");
+        assert!(!index.note(&hashed(second + 1, 0)), "a clock that went back");
+        assert_eq!(index.known(&hashed(second + 1, 0).stat), None);
+        assert!(index.note(&hashed(second + 1, second + 1 + GRAIN)));
+        assert_eq!(index.known(&hashed(second + 1, 0).stat), Some(BlobId::of(b"abc")));
+        assert_eq!(index.known(&hashed(second + 2, 0).stat), None, "another ctime");
+    }
+
+    #[test]
+    fn a_damaged_index_is_empty() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("index");
+        let index = Index::open(path.clone());
+        let (one, two) = (hashed(1, GRAIN * 2), Stat { ino: 9, ..hashed(1, 0).stat });
+        index.note(&one);
+        index.flush(&folder.path().join("t")).unwrap();
+        assert_eq!(Index::open(path.clone()).known(&one.stat), Some(one.id));
+
+        // Two processes: the later flush keeps what the earlier one wrote.
+        let other = Index::open(folder.path().join("none"));
+        let other = Index { path: path.clone(), ..other };
+        other.note(&Hashed { stat: two, ..one });
+        other.flush(&folder.path().join("t")).unwrap();
+        assert_eq!(Index::open(path.clone()).known(&one.stat), Some(one.id));
+        assert_eq!(Index::open(path.clone()).known(&two), Some(one.id));
+
+        let bytes = fs::read(&path).unwrap();
+        for cut in [0, 5, bytes.len() - 1] {
+            fs::write(&path, &bytes[..cut]).unwrap();
+            assert_eq!(Index::open(path.clone()).known(&one.stat), None);
+        }
+        let mut edited = bytes.clone();
+        edited[60] ^= 1;
+        fs::write(&path, &edited).unwrap();
+        assert_eq!(Index::open(path).known(&one.stat), None);
+    }
+
+    /// Rewrites a file of one size as fast as possible: whatever the clock's grain, the index never answers with old bytes.
+    #[test]
+    fn rapid_rewrites_are_never_taken_for_the_old_bytes() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, index) = (folder.path().join("file"), Index::open(folder.path().join("index")));
+        for round in 0..500u32 {
+            fs::write(&path, round.to_le_bytes()).unwrap();
+            let hashed = hash_file(&path).unwrap();
+            if let Some(id) = index.known(&hashed.stat) {
+                assert_eq!(id, BlobId::of(&round.to_le_bytes()));
+            }
+            index.note(&hashed);
+        }
     }
 }

@@ -1,118 +1,164 @@
-//! Which action each stage of a pipeline was when it was last run or found: what `explain` compares with.
+//! The key that each stage of a pipeline had when it was last planned to run, so that `explain` can say what changed.
 //!
-//! A journal: one line a change, appended; the last line of a name stands. A line that a crash cut off is passed over. Losing the journal
-//! costs explanations, never truth.
+//! A journal: one line a change, appended with one write. A line carries its own checksum, so a line that a kill tore is skipped. It is
+//! rewritten when most of its lines are out of date. Not synced: its loss costs an
+//! explanation, never a result.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::Write;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use crate::Result;
-use crate::digest::ActionKey;
-use crate::error::At;
+use crate::digest::{ActionKey, Digest};
+use crate::error::{Error, Result};
 
-/// Dead lines that are put up with before the journal is written anew.
-const SLACK: usize = 1000;
+/// Lines beyond twice the live ones after which the journal is rewritten.
+const SLACK: usize = 64;
 
-/// The journal of one pipeline.
+/// The last key of each stage of one pipeline.
 #[derive(Debug)]
 pub struct Last {
     path: PathBuf,
-    keys: BTreeMap<String, ActionKey>,
+    /// Opened by the first change: who only asks leaves no file behind.
     file: Option<File>,
+    keys: BTreeMap<String, ActionKey>,
 }
 
 impl Last {
-    /// Reads a journal; one that is not there is empty, and nothing is created before the first [`put`](Self::put).
+    /// Reads the journal at `path`; one that is not there is empty.
     ///
     /// # Errors
-    /// If it is there and cannot be read or shortened.
+    /// Names the file that cannot be read or rewritten.
     pub fn open(path: &Path) -> Result<Self> {
-        let text = match fs::read(path) {
-            Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
-            Err(error) => return Err(error).at("read", path),
+        let bytes = match fs::read(path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Vec::new(),
+            other => other.map_err(Error::io("read", path))?,
         };
-        let mut keys = BTreeMap::new();
-        let mut lines = 0;
-        for line in text.split_inclusive('\n').filter(|line| line.ends_with('\n')) {
-            lines += 1;
-            if let Some((name, key)) = parse(line.trim_end()) {
-                keys.insert(name, key);
-            }
+        let (keys, lines) = parse(&bytes);
+        // A torn last line must not swallow the next one.
+        let torn = bytes.last().is_some_and(|last| *last != b'\n');
+        if torn || lines > 2 * keys.len() + SLACK {
+            rewrite(path, &keys)?;
         }
-        let last = Self { path: path.to_owned(), keys, file: None };
-        let torn = !text.is_empty() && !text.ends_with('\n');
-        if torn || lines > 2 * last.keys.len() + SLACK {
-            last.rewrite()?;
-        }
-        Ok(last)
+        Ok(Self { path: path.to_owned(), file: None, keys })
     }
 
-    /// The action that `stage` was.
+    /// The last key of a stage.
     pub fn get(&self, stage: &str) -> Option<ActionKey> {
         self.keys.get(stage).copied()
     }
 
-    /// Notes the action that `stage` is now.
+    /// The stages and their last keys, by name.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, ActionKey)> {
+        self.keys.iter().map(|(stage, key)| (stage.as_str(), *key))
+    }
+
+    /// Notes the key of a stage.
     ///
     /// # Errors
-    /// If the journal cannot be written.
+    /// Names the file that cannot be written.
     pub fn put(&mut self, stage: &str, key: &ActionKey) -> Result<()> {
-        let path = &self.path;
+        if self.get(stage) == Some(*key) {
+            return Ok(());
+        }
         let file = match &mut self.file {
             Some(file) => file,
-            None => {
-                let parent = path.parent().unwrap_or(path);
-                fs::create_dir_all(parent).at("create", parent)?;
-                self.file.insert(File::options().create(true).append(true).open(path).at("open", path)?)
-            }
+            none => none.insert(append_to(&self.path)?),
         };
-        file.write_all(line(stage, key).as_bytes()).at("write", path)?;
+        file.write_all(line(stage, *key).as_bytes()).map_err(Error::io("write", &self.path))?;
         self.keys.insert(stage.to_owned(), *key);
         Ok(())
     }
+}
 
-    fn rewrite(&self) -> Result<()> {
-        let temporary = self.path.with_extension(format!("{}.tmp", std::process::id()));
-        let text: String = self.keys.iter().map(|(name, key)| line(name, key)).collect();
-        fs::write(&temporary, text).at("write", &temporary)?;
-        fs::rename(&temporary, &self.path).at("rename to", &self.path)
+/// Opens a journal, which is made with its folder if it is not there.
+fn append_to(path: &Path) -> Result<File> {
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
     }
+    OpenOptions::new().append(true).create(true).open(path).map_err(Error::io("open", path))
 }
 
-fn line(name: &str, key: &ActionKey) -> String {
-    format!("{key} {}\n", serde_json::Value::from(name))
+/// A line: the checksum of the rest, the key, the stage's name as JSON (which has no line ends).
+fn line(stage: &str, key: ActionKey) -> String {
+    let rest = format!("{key} {}", serde_json::Value::from(stage));
+    format!("{} {rest}\n", Digest::of(rest.as_bytes()).short())
 }
 
-fn parse(line: &str) -> Option<(String, ActionKey)> {
-    let (key, name) = line.split_once(' ')?;
-    Some((serde_json::from_str(name).ok()?, key.parse().ok()?))
+/// The last key of each stage, and how many lines there are.
+fn parse(bytes: &[u8]) -> (BTreeMap<String, ActionKey>, usize) {
+    let lines = || bytes.split(|b| *b == b'\n');
+    (lines().filter_map(parse_line).collect(), lines().count())
+}
+
+fn parse_line(line: &[u8]) -> Option<(String, ActionKey)> {
+    let (checksum, rest) = std::str::from_utf8(line).ok()?.split_once(' ')?;
+    if checksum != Digest::of(rest.as_bytes()).short() {
+        return None;
+    }
+    let (key, stage) = rest.split_once(' ')?;
+    Some((serde_json::from_str(stage).ok()?, key.parse().ok()?))
+}
+
+/// Rewrites the journal with the live lines alone.
+fn rewrite(path: &Path, keys: &BTreeMap<String, ActionKey>) -> Result<()> {
+    let temporary = path.with_extension(format!("{}.tmp", std::process::id()));
+    let lines: String = keys.iter().map(|(stage, key)| line(stage, *key)).collect();
+    fs::write(&temporary, lines).map_err(Error::io("write", &temporary))?;
+    fs::rename(&temporary, path).map_err(Error::io("write", path))
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::digest::Digest;
+
+    fn key(number: u32) -> ActionKey {
+        ActionKey::new(Digest::of(&number.to_le_bytes()))
+    }
 
     #[test]
-    fn the_last_line_stands_and_a_torn_one_is_passed_over() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("a/b.journal");
-        let keys: Vec<ActionKey> = ["x", "y"].map(|t| ActionKey(Digest::of(t.as_bytes()))).to_vec();
-        let mut last = Last::open(&path).unwrap();
-        assert!(!path.exists());
-        last.put("adapt[seed=\"1\"]\n", &keys[0]).unwrap();
-        last.put("adapt[seed=\"1\"]\n", &keys[1]).unwrap();
-        drop(last);
-        let mut text = fs::read_to_string(&path).unwrap();
-        text.push_str("0123 \"torn");
-        fs::write(&path, text).unwrap();
-        let mut last = Last::open(&path).unwrap();
-        assert_eq!(last.get("adapt[seed=\"1\"]\n"), Some(keys[1]));
-        last.put("b", &keys[0]).unwrap();
-        assert_eq!(Last::open(&path).unwrap().get("b"), Some(keys[0]));
+    fn keeps_the_last_key_of_each_stage_of_each_pipeline() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut last = Last::open(&folder.path().join("last/a-b.journal")).unwrap();
+        last.put("train[seed=0]", &key(1)).unwrap();
+        last.put("train[seed=0]", &key(2)).unwrap();
+        last.put("odd \"name\"\n", &key(3)).unwrap();
+        let again = Last::open(&folder.path().join("last/a-b.journal")).unwrap();
+        assert_eq!(again.iter().collect::<Vec<_>>(), [("odd \"name\"\n", key(3)), ("train[seed=0]", key(2))]);
+        assert_eq!(Last::open(&folder.path().join("last/other.journal")).unwrap().get("train[seed=0]"), None);
+    }
+
+    #[test]
+    fn a_torn_line_costs_that_line_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut last = Last::open(&folder.path().join("last/p.journal")).unwrap();
+        last.put("a", &key(1)).unwrap();
+        let whole = fs::read(&last.path).unwrap().len();
+        last.put("b", &key(2)).unwrap();
+        let bytes = fs::read(&last.path).unwrap();
+        for cut in whole..bytes.len() {
+            fs::write(&last.path, &bytes[..cut]).unwrap();
+            let mut torn = Last::open(&folder.path().join("last/p.journal")).unwrap();
+            // A line is whole without its end: nothing that counts is missing.
+            let wanted = (cut == bytes.len() - 1).then_some(key(2));
+            assert_eq!((torn.get("a"), torn.get("b")), (Some(key(1)), wanted), "cut at {cut}");
+            torn.put("c", &key(3)).unwrap();
+            assert_eq!(Last::open(&folder.path().join("last/p.journal")).unwrap().get("c"), Some(key(3)));
+        }
+    }
+
+    #[test]
+    fn is_rewritten_when_mostly_out_of_date() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut last = Last::open(&folder.path().join("last/p.journal")).unwrap();
+        for number in 0..200 {
+            last.put("a", &key(number)).unwrap();
+        }
+        let before = fs::metadata(&last.path).unwrap().len();
+        let again = Last::open(&folder.path().join("last/p.journal")).unwrap();
+        assert!(fs::metadata(&again.path).unwrap().len() * 100 < before);
+        assert_eq!(again.get("a"), Some(key(199)));
+        assert_eq!(Last::open(&folder.path().join("last/p.journal")).unwrap().get("a"), Some(key(199)));
     }
 }

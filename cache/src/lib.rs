@@ -1,32 +1,32 @@
-//! Content-addressed cache of trestle: digests, manifests, records, stores.
+//! Content-addressed cache of trestle: digests, contents, manifests, records, stores, and [`Cache`] over them.
 //!
-//! It knows neither YAML nor stages. Everything that is read back is checked against the digest that names it.
+//! The crate knows neither YAML nor stages. It never prints, reads the environment or exits.
+//!
+//! | word | meaning |
+//! |---|---|
+//! | [`Content`] | what an input or an output *is*: a blob (a file's bytes) or a tree (a folder) |
+//! | [`Manifest`] | all that can change an action's outputs; its bytes make the [`ActionKey`], its diff explains a miss |
+//! | [`ActionRecord`] | what an action gave: named outputs, metrics, provenance |
+//! | [`Store`] | where blobs and records lie |
+//! | [`Cache`] | a local store with an index of files known by their stat, and all that the engine does with files |
+//! | [`Last`] | the key that each stage had in the last run, for `explain` |
 
 mod cache;
 mod content;
 mod digest;
 mod error;
-mod hash;
+mod files;
 mod index;
 mod last;
-mod local;
-mod lock;
 mod manifest;
-mod memory;
 mod record;
 mod store;
 
-pub use cache::{Cache, Health, How};
-pub use content::{Content, Entry, Tree};
+pub use cache::{Cache, Health, How, RunLock};
+pub use content::{BadTree, Content, Entry, ObjectId, Tree};
 pub use digest::{ActionKey, BlobId, Digest, ParseDigestError, TreeId};
-pub use error::Error;
+pub use error::{Error, Result};
 pub use last::Last;
-pub use local::LocalStore;
-pub use lock::RunLock;
-pub use manifest::{Change, Ingredient, Manifest, Section};
-pub use memory::MemoryStore;
-pub use record::{ActionRecord, Provenance};
-pub use store::Store;
-
-/// What most functions here return.
-pub type Result<T> = std::result::Result<T, Error>;
+pub use manifest::{Change, DuplicateIngredient, Ingredient, Manifest, Section};
+pub use record::{ActionRecord, BadRecord, Lookup, Provenance};
+pub use store::{LocalStore, MemoryStore, Store};

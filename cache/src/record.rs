@@ -1,4 +1,15 @@
-//! What came of an action.
+//! What an action gave, as it is kept: named outputs, metrics and provenance beside the manifest that made its key.
+//!
+//! A record is a file of three parts, so that a person can read it and a program can trust it:
+//!
+//! ```text
+//! trestle record v1
+//! blake3 <hex of the bytes that follow this line>
+//! { …JSON… }
+//! ```
+//!
+//! A record that is cut short, edited, of another version or under another key reads as [`BadRecord`]: the action is taken as never
+//! run, and the reason can be told.
 
 use std::collections::BTreeMap;
 
@@ -8,67 +19,144 @@ use crate::content::Content;
 use crate::digest::{ActionKey, BlobId, Digest};
 use crate::manifest::Manifest;
 
-/// Key to outputs, with where they came from.
+/// The first line. Raise the version whenever the JSON changes its meaning.
+const HEADER: &str = "trestle record v1";
+
+/// What an action gave.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct ActionRecord {
-    /// The key of the manifest.
+    /// Equal to the manifest's key.
     pub key: ActionKey,
-    /// What the key was made of.
+    /// What made the key.
     pub manifest: Manifest,
-    /// Outputs by name.
+    /// The outputs by name.
     pub outputs: BTreeMap<String, Content>,
-    /// Figures that the stage reported.
+    /// Numbers that the stage reported, by name. Exact, not a number and infinities too.
+    #[serde(with = "exact")]
     pub metrics: BTreeMap<String, f64>,
-    /// Where, when and how.
+    /// How it came about. Never part of the key.
     pub provenance: Provenance,
 }
 
-/// Where, when and how a record was made; never part of a key.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+/// How an action's outputs came about.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Provenance {
-    /// Name of the stage at that time.
+    /// The stage's name in the pipeline that ran it first.
     pub stage: String,
-    /// Start, in milliseconds since 1970.
+    /// When it began, in milliseconds since 1970.
     pub started_unix_ms: u64,
-    /// Wall time in milliseconds.
+    /// How long it took, in milliseconds.
     pub duration_ms: u64,
-    /// Highest resident memory in KiB, if known.
+    /// The largest resident set of its process, in KiB, where it is known.
     pub peak_rss_kib: Option<u64>,
-    /// Threads used.
+    /// How many threads it was given.
     pub threads: usize,
-    /// Name of the machine.
+    /// The machine.
     pub host: String,
-    /// Versions and facts about the machine.
+    /// Versions of the program and of what else mattered, by name.
     pub versions: BTreeMap<String, String>,
-    /// All that the stage printed.
+    /// What it printed.
     pub log: Option<BlobId>,
 }
 
-/// First line of an encoded record, before its checksum.
-const TAG: &str = "trestle record v1 ";
+/// What lies under a key.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Lookup {
+    /// A record that holds together.
+    Found(Box<ActionRecord>),
+    /// Nothing.
+    Absent,
+    /// A record that must not be believed, and why.
+    Bad(BadRecord),
+}
+
+/// Why a record must not be believed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BadRecord {
+    /// Written by another version of the program, or not a record at all.
+    #[error("the record does not begin with `trestle record v1`")]
+    Version,
+    /// The checksum line is missing or not a checksum.
+    #[error("the record has no checksum")]
+    NoChecksum,
+    /// Cut short or edited.
+    #[error("the record does not match its checksum: it was cut short or edited")]
+    Checksum,
+    /// The checksum holds and the JSON does not parse.
+    #[error("the record does not parse: {0}")]
+    Parse(String),
+    /// It lies under a key that is not its own.
+    #[error("the record belongs to the key {found}")]
+    Key {
+        /// The key of its manifest.
+        found: ActionKey,
+    },
+}
 
 impl ActionRecord {
-    /// One line with the tag and the digest of the rest, then JSON.
-    ///
-    /// # Errors
-    /// If a metric is not finite, which JSON cannot hold.
-    pub fn encode(&self) -> serde_json::Result<Vec<u8>> {
-        let body = serde_json::to_vec(self)?;
-        let mut bytes = format!("{TAG}{}\n", Digest::of(&body)).into_bytes();
-        bytes.extend(body);
-        Ok(bytes)
+    /// A record under its manifest's key.
+    pub fn new(manifest: Manifest, outputs: BTreeMap<String, Content>, metrics: BTreeMap<String, f64>, provenance: Provenance) -> Self {
+        Self { key: manifest.key(), manifest, outputs, metrics, provenance }
     }
 
-    /// Reads an encoded record; `None` if it is cut off, edited, of another version, or if its key is not its manifest's.
-    pub fn decode(bytes: &[u8]) -> Option<Self> {
-        let end = bytes.iter().position(|&b| b == b'\n')?;
-        let (head, body) = (std::str::from_utf8(&bytes[..end]).ok()?, &bytes[end + 1..]);
-        let digest: Digest = head.strip_prefix(TAG)?.parse().ok()?;
-        if digest != Digest::of(body) {
-            return None;
+    /// The file's bytes.
+    ///
+    /// # Errors
+    /// [`BadRecord::Key`] if the key is not the manifest's: such a record could never be read again.
+    pub fn encode(&self) -> Result<Vec<u8>, BadRecord> {
+        self.check_key(&self.key)?;
+        let body = serde_json::to_string_pretty(self).map_err(|e| BadRecord::Parse(e.to_string()))?;
+        let body = format!("{body}\n");
+        Ok(format!("{HEADER}\nblake3 {}\n{body}", Digest::of(body.as_bytes())).into_bytes())
+    }
+
+    /// Reads what [`ActionRecord::encode`] wrote for `key`.
+    ///
+    /// # Errors
+    /// Says why the bytes must not be believed.
+    pub fn decode(key: &ActionKey, bytes: &[u8]) -> Result<Self, BadRecord> {
+        let (header, rest) = split_line(bytes).ok_or(BadRecord::Version)?;
+        if header != HEADER.as_bytes() {
+            return Err(BadRecord::Version);
         }
-        let record: Self = serde_json::from_slice(body).ok()?;
-        (record.manifest.key() == record.key).then_some(record)
+        let (checksum, body) = split_line(rest).ok_or(BadRecord::NoChecksum)?;
+        let checksum = std::str::from_utf8(checksum).ok().and_then(|line| line.strip_prefix("blake3 "));
+        let checksum: Digest = checksum.and_then(|hex| hex.parse().ok()).ok_or(BadRecord::NoChecksum)?;
+        if checksum != Digest::of(body) {
+            return Err(BadRecord::Checksum);
+        }
+        let record: Self = serde_json::from_slice(body).map_err(|e| BadRecord::Parse(e.to_string()))?;
+        record.check_key(key)?;
+        Ok(record)
+    }
+
+    fn check_key(&self, wanted: &ActionKey) -> Result<(), BadRecord> {
+        let found = self.manifest.key();
+        if found == *wanted && self.key == *wanted { Ok(()) } else { Err(BadRecord::Key { found }) }
+    }
+}
+
+/// The first line without its end, and what follows.
+fn split_line(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+    let end = bytes.iter().position(|b| *b == b'\n')?;
+    Some((&bytes[..end], &bytes[end + 1..]))
+}
+
+/// Floating-point numbers as text. JSON has no NaN and its reader may be off by one bit; Rust's shortest text is exact.
+mod exact {
+    use std::collections::BTreeMap;
+
+    use serde::{Deserialize, Deserializer, Serializer, de};
+
+    pub fn serialize<S: Serializer>(map: &BTreeMap<String, f64>, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(map.iter().map(|(name, value)| (name, value.to_string())))
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, f64>, D::Error> {
+        let texts = BTreeMap::<String, String>::deserialize(deserializer)?;
+        texts.into_iter().map(|(name, text)| Ok((name, text.parse().map_err(de::Error::custom)?))).collect()
     }
 }
 
@@ -76,32 +164,61 @@ impl ActionRecord {
 pub(crate) mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::digest::TreeId;
     use crate::manifest::Section;
+    use proptest::prelude::*;
 
-    /// A record whose key depends on `name`.
-    pub fn sample(name: &str) -> ActionRecord {
+    pub fn sample() -> ActionRecord {
         let mut manifest = Manifest::new();
-        manifest.push(Section::Command, "script", name);
-        let outputs = BTreeMap::from([("out".to_owned(), Content::Blob { id: BlobId(Digest::of(b"x")), size: 1, executable: false })]);
-        ActionRecord {
-            key: manifest.key(),
-            manifest,
-            outputs,
-            metrics: BTreeMap::from([("top1".to_owned(), 0.5)]),
-            provenance: Provenance::default(),
+        manifest.push(Section::Stage, "kind", "dataset");
+        manifest.push(Section::Param, "seed", "0");
+        let id = BlobId::of(b"abc");
+        let outputs = [
+            ("file".to_owned(), Content::Blob { id, size: 3, executable: false }),
+            ("folder".to_owned(), Content::Tree { id: TreeId::new(id.digest()) }),
+        ];
+        let provenance = Provenance { stage: "a".into(), threads: 2, log: Some(id), peak_rss_kib: Some(9), ..Provenance::default() };
+        ActionRecord::new(manifest, outputs.into(), [("top1".to_owned(), 0.1 + 0.2)].into(), provenance)
+    }
+
+    #[test]
+    fn round_trips() {
+        let record = sample();
+        assert_eq!(ActionRecord::decode(&record.key, &record.encode().unwrap()).unwrap(), record);
+    }
+
+    #[test]
+    fn every_truncation_and_every_flipped_bit_is_found() {
+        let record = sample();
+        let bytes = record.encode().unwrap();
+        for cut in 0..bytes.len() {
+            assert!(ActionRecord::decode(&record.key, &bytes[..cut]).is_err(), "cut at {cut}");
+        }
+        for at in 0..bytes.len() {
+            let mut edited = bytes.clone();
+            edited[at] ^= 1;
+            assert!(ActionRecord::decode(&record.key, &edited).is_err(), "flipped at {at}");
         }
     }
 
     #[test]
-    fn any_single_changed_or_missing_byte_is_noticed() {
-        let record = sample("a");
-        let bytes = record.encode().unwrap();
-        assert_eq!(ActionRecord::decode(&bytes).unwrap(), record);
-        for i in 0..bytes.len() {
-            let mut changed = bytes.clone();
-            changed[i] ^= 1;
-            assert_eq!(ActionRecord::decode(&changed), None, "byte {i}");
-            assert_eq!(ActionRecord::decode(&bytes[..i]), None, "cut at {i}");
+    fn a_record_under_another_key_is_refused() {
+        let record = sample();
+        let other = Manifest::new().key();
+        let error = ActionRecord::decode(&other, &record.encode().unwrap()).unwrap_err();
+        assert_eq!(error, BadRecord::Key { found: record.key });
+        let lying = ActionRecord { key: other, ..record };
+        assert!(lying.encode().is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn metrics_are_exact(bits in any::<u64>()) {
+            let mut record = sample();
+            let value = f64::from_bits(bits);
+            record.metrics.insert("x".into(), value);
+            let read = ActionRecord::decode(&record.key, &record.encode().unwrap()).unwrap().metrics["x"];
+            prop_assert!(read.to_bits() == bits || (read.is_nan() && value.is_nan()));
         }
     }
 }

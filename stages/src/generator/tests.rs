@@ -13,7 +13,7 @@ use crate::nn::params::Params;
 use crate::rng::Stream;
 
 fn tiny() -> Generator {
-    let config = Config { size: 8, channels: 1, width: 8, heads: 2, text_width: 8, text_heads: 2, text_blocks: 1 };
+    let config = Config { size: 8, channels: 1, width: 16, heads: 2, text_width: 8, text_heads: 2, text_blocks: 1 };
     let vocab = Vocab::from_prompts(["a photo of the one in the style of bold", "a two photo"]).unwrap();
     Generator::new(config, vocab, &Stream::new(1, "init")).unwrap()
 }
@@ -59,7 +59,7 @@ fn the_style_token_alone_has_a_gradient_and_it_is_right() {
 #[test]
 fn ddim_reaches_a_known_gaussian() {
     let (mean, deviation) = (0.2f64, 0.1f64);
-    for (sampler, steps) in [(Sampler::Ddim, 60), (Sampler::Ddpm, 200)] {
+    for (sampler, steps) in [(Sampler::Ddim, 500), (Sampler::Ddpm, 500)] {
         let mut random = Stream::new(4, "x");
         let mut x = random.normals(4000);
         let times = times(steps);
@@ -107,7 +107,7 @@ fn a_generator_survives_its_folder() {
         context.words.flatten_all().unwrap().to_vec1().unwrap()
     };
     assert_eq!(context(&generator), context(&back));
-    let wider = Config { width: 16, ..generator.config };
+    let wider = Config { width: 32, ..generator.config };
     std::fs::write(dir.path().join("config.json"), serde_json::to_string(&wider).unwrap()).unwrap();
     let error = Generator::read(dir.path()).map(|_| ()).unwrap_err().to_string();
     assert!(error.contains("the architecture wants"), "{error}");

@@ -53,7 +53,8 @@ pub fn init(params: &mut Params, config: &Config, stream: &Stream) -> Result<()>
     conv(params, "unet.upsample", 1, wide, width, 1.0, stream)?;
     norm(params, "unet.attention.norm", wide)?;
     dense(params, "unet.attention.q", wide, wide, stream)?;
-    dense(params, "unet.attention.k", config.text_width, wide, stream)?;
+    // Keys have no bias: it would add the same to the score of every word, which softmax takes away again.
+    params.normal("unet.attention.k.weight", &[config.text_width, wide], config.text_width, 1.0, stream)?;
     dense(params, "unet.attention.v", config.text_width, wide, stream)?;
     dense(params, "unet.attention.out", wide, wide, stream)?;
     norm(params, "unet.norm", width)?;
@@ -115,7 +116,8 @@ impl Net<'_> {
         let flat = x.reshape((b, h * w, c))?;
         let q = layer_norm(&flat, self.get("attention.norm", "weight")?, self.get("attention.norm", "bias")?, EPS)?;
         let q = self.dense("attention.q", &q)?;
-        let (k, v) = (self.dense("attention.k", &context.words)?, self.dense("attention.v", &context.words)?);
+        let k = linear(&context.words, self.get("attention.k", "weight")?, None)?;
+        let v = self.dense("attention.v", &context.words)?;
         let out = self.dense("attention.out", &attention(&q, &k, &v, heads)?)?;
         Ok((flat + out)?.reshape((b, h, w, c))?)
     }

@@ -18,8 +18,12 @@ const STEPS: [f32; 4] = [3e-2, 1e-2, 3e-3, 1e-3];
 const DIRECTIONS: usize = 3;
 /// Largest accepted difference, relative to the larger derivative.
 const TOLERANCE: f64 = 0.02;
-/// Differences below this share of the gradient's norm are rounding.
+/// The same relative to the gradient's norm, for directions that are nearly across it.
 const FLOOR: f64 = 2e-3;
+/// Rounding of a loss relative to its size: a few units in the last place of single precision.
+const ROUNDING: f64 = 3e-7;
+/// Along the gradient the loss must change by so many times its rounding, or nothing was checked.
+const SIGNAL: f64 = 5.0;
 
 /// What was found for one tensor.
 #[derive(Debug, Clone, PartialEq)]
@@ -30,6 +34,8 @@ pub struct Finding {
     pub backward: f64,
     /// Derivative by differences.
     pub difference: f64,
+    /// What rounding of the loss may have done to it.
+    pub rounding: f64,
 }
 
 /// Checks every tensor of `params` under a loss of one value.
@@ -53,7 +59,9 @@ pub fn check(params: &Params, loss: impl Fn(&Params) -> Result<Tensor>) -> Resul
             let direction = direction(&gradient, norm, i, name);
             let finding = derivative(params, &loss, name, &gradient, &direction)?;
             let gap = (finding.backward - finding.difference).abs();
-            if gap > TOLERANCE * finding.backward.abs().max(finding.difference.abs()) + FLOOR * norm {
+            if i == 0 && norm < SIGNAL * finding.rounding {
+                complaints.push(format!("the gradient of `{name}` ({norm:.1e}) is lost in rounding ({:.1e})", finding.rounding));
+            } else if gap > TOLERANCE * finding.backward.abs().max(finding.difference.abs()) + FLOOR * norm + finding.rounding {
                 complaints.push(format!("`{name}`: backward says {:.6e}, differences say {:.6e}", finding.backward, finding.difference));
             }
             findings.push(finding);
@@ -81,17 +89,25 @@ fn derivative(
     let shape = params.get(name)?.dims().to_vec();
     // Tensors of many values bear longer steps: each value moves little.
     let scale = (values.len() as f32).sqrt().min(10.0) * values.iter().fold(0.1f32, |m, v| m.max(v.abs())).min(1.0);
-    let mut best: Option<f64> = None;
+    let mut best: Option<Finding> = None;
     for step in STEPS.map(|s| s * scale) {
         let at = |sign: f32| -> Result<f64> {
             let mut moved = params.copied()?;
             moved.insert(name, &shape, values.iter().zip(direction).map(|(v, d)| v + sign * step * d).collect())?;
             Ok(f64::from(loss(&moved)?.to_scalar::<f32>()?))
         };
-        let difference = (at(1.0)? - at(-1.0)?) / (2.0 * f64::from(step));
-        if best.is_none_or(|best| (difference - backward).abs() < (best - backward).abs()) {
-            best = Some(difference);
+        let (up, down) = (at(1.0)?, at(-1.0)?);
+        let width = 2.0 * f64::from(step);
+        let finding = Finding {
+            name: name.to_owned(),
+            backward,
+            difference: (up - down) / width,
+            rounding: ROUNDING * up.abs().max(down.abs()) / width,
+        };
+        let gap = |finding: &Finding| (finding.difference - backward).abs();
+        if best.as_ref().is_none_or(|best| gap(&finding) < gap(best)) {
+            best = Some(finding);
         }
     }
-    Ok(Finding { name: name.to_owned(), backward, difference: best.unwrap_or(f64::NAN) })
+    best.ok_or_else(|| Error::argument("no step was tried"))
 }

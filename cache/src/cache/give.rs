@@ -1,0 +1,135 @@
+//! What goes out: contents are laid down as files and folders, hashed on the way.
+
+use std::fs::{self, Permissions};
+use std::io;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+
+use rayon::prelude::*;
+
+use super::{Cache, How, ListedFile};
+use crate::content::{Content, ObjectId};
+use crate::digest::BlobId;
+use crate::error::{Error, Result};
+use crate::files::{hash_file, remove_all, special};
+
+impl Cache {
+    /// Lays a content down at `dest`, where nothing may lie yet. The folders above are made.
+    ///
+    /// It is built beside `dest` and renamed, so `dest` is there as a whole or not at all. The bytes laid down are hashed.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] and [`Error::Missing`] name the object, and nothing stays, a damaged blob in the store neither;
+    /// [`Error::Exists`]; [`Error::Io`].
+    pub fn materialize(&self, content: &Content, dest: impl AsRef<Path>, how: How) -> Result<()> {
+        let listing = self.listing(content)?;
+        build_beside(dest.as_ref(), |root| {
+            for dir in &listing.dirs {
+                let path = below(root, dir);
+                fs::create_dir(&path).map_err(Error::io("create", &path))?;
+            }
+            listing.files.par_iter().try_for_each(|file| self.give_file(file, &below(root, &file.path), how))?;
+            for (path, target) in &listing.links {
+                let path = below(root, path);
+                symlink(target, &path).map_err(Error::io("create the link", &path))?;
+            }
+            Ok(())
+        })
+    }
+
+    fn give_file(&self, file: &ListedFile, to: &Path, how: How) -> Result<()> {
+        let from = self.blob_path(&file.id);
+        let linked = how == How::Link && !file.executable && fs::hard_link(&from, to).is_ok();
+        if !linked {
+            self.copy_blob(&file.id, to)?;
+        }
+        let hashed = hash_file(to)?;
+        if linked {
+            self.note(&hashed);
+        }
+        if hashed.id != file.id {
+            return Err(self.damaged(&file.id));
+        }
+        if linked { Ok(()) } else { set_mode(to, how, file.executable) }
+    }
+
+    fn copy_blob(&self, id: &BlobId, to: &Path) -> Result<()> {
+        match fs::copy(self.blob_path(id), to) {
+            Ok(_) => Ok(()),
+            Err(e) if e.kind() == io::ErrorKind::NotFound && !self.blob_path(id).exists() => {
+                Err(Error::Missing { object: ObjectId::Blob(*id) })
+            }
+            Err(e) => Err(Error::io("write", to)(e)),
+        }
+    }
+
+    /// Copies the project file or folder at `from` to `dest`, where nothing may lie yet, and names the copy: that, and not what the
+    /// source was when the key was made, is what a stage will see. The caller compares.
+    ///
+    /// # Errors
+    /// Those of [`Cache::source`] and [`Cache::materialize`], and nothing stays.
+    pub fn copy_source(&self, from: impl AsRef<Path>, dest: impl AsRef<Path>) -> Result<Content> {
+        let from = from.as_ref();
+        self.refuse_own_folder(from)?;
+        build_beside(dest.as_ref(), |root| {
+            copy_all(from, root)?;
+            self.source(root)
+        })
+    }
+}
+
+/// Copies a file, or a folder with all below it. Links inside are copied as links.
+fn copy_all(from: &Path, to: &Path) -> Result<()> {
+    let kind = fs::metadata(from).map_err(Error::io("read", from))?.file_type();
+    if kind.is_file() {
+        return fs::copy(from, to).map(drop).map_err(Error::io("copy", from));
+    } else if !kind.is_dir() {
+        return Err(special(from, kind));
+    }
+    fs::create_dir(to).map_err(Error::io("create", to))?;
+    for item in fs::read_dir(from).map_err(Error::io("read the folder", from))? {
+        let item = item.map_err(Error::io("read the folder", from))?;
+        let (here, there) = (item.path(), to.join(item.file_name()));
+        if item.file_type().map_err(Error::io("examine", &here))?.is_symlink() {
+            let copy = || symlink(fs::read_link(&here)?, &there);
+            copy().map_err(Error::io("copy the link", &here))?;
+        } else {
+            copy_all(&here, &there)?;
+        }
+    }
+    Ok(())
+}
+
+/// Lets `build` make a file or folder beside `dest` and renames it to `dest`; removes it if that fails.
+fn build_beside<T>(dest: &Path, build: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
+    if dest.symlink_metadata().is_ok() {
+        return Err(Error::Exists { path: dest.to_owned() });
+    }
+    let parent = dest.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    fs::create_dir_all(parent).map_err(Error::io("create", parent))?;
+    let temporary = parent.join(format!(".trestle-{}", crate::store::unique()));
+    let result = build(&temporary).and_then(|built| {
+        fs::rename(&temporary, dest).map_err(Error::io("create", dest))?;
+        Ok(built)
+    });
+    if result.is_err() {
+        // The first error is the one that tells; what cannot be removed lies under a temporary name.
+        let _ = remove_all(&temporary);
+    }
+    result
+}
+
+/// `root` itself for the empty path, which `join` would give a slash.
+fn below(root: &Path, path: &Path) -> PathBuf {
+    if path.as_os_str().is_empty() { root.to_owned() } else { root.join(path) }
+}
+
+fn set_mode(path: &Path, how: How, executable: bool) -> Result<()> {
+    let mode = match (how, executable) {
+        (How::Copy, false) => 0o644,
+        (How::Copy, true) => 0o755,
+        (How::Link, false) => 0o444,
+        (How::Link, true) => 0o555,
+    };
+    fs::set_permissions(path, Permissions::from_mode(mode)).map_err(Error::io("change the mode of", path))
+}

@@ -1,0 +1,148 @@
+//! What comes in: sources are named where they lie, outputs are moved into the store.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, Permissions};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
+
+use rayon::prelude::*;
+
+use super::Cache;
+use crate::content::Content;
+use crate::digest::{BlobId, TreeId};
+use crate::error::{Error, Result};
+use crate::files::{Scan, Stat, hash_file, is_executable, remove_all, special};
+use crate::store::Staged;
+
+impl Cache {
+    /// Names the project file or folder at `path`, a link to one too. A file whose stat is known is not read. Nothing is stored.
+    ///
+    /// Links inside a folder are kept as links, so they must stay within it.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if it is not there; [`Error::LinkLeaves`], [`Error::Special`], [`Error::NotUtf8`] and [`Error::HoldsCache`] for
+    /// a folder that has no name of its own; [`Error::Changing`] if it is written to meanwhile.
+    pub fn source(&self, path: impl AsRef<Path>) -> Result<Content> {
+        let path = path.as_ref();
+        let meta = fs::metadata(path).map_err(Error::io("read", path))?;
+        if meta.is_file() {
+            self.source_file(path)
+        } else if meta.is_dir() {
+            self.refuse_own_folder(path)?;
+            let scan = Scan::new(path)?;
+            let files = scan.files.par_iter().map(|file| self.source_file(file)).collect::<Result<Vec<_>>>()?;
+            Ok(Content::Tree { id: scan.tree(&files, &mut BTreeMap::new()) })
+        } else {
+            Err(special(path, meta.file_type()))
+        }
+    }
+
+    fn source_file(&self, path: &Path) -> Result<Content> {
+        let meta = fs::metadata(path).map_err(Error::io("read", path))?;
+        let stat = Stat::from(&meta);
+        if let Some(id) = self.index.known(&stat) {
+            return Ok(Content::Blob { id, size: stat.size, executable: is_executable(&meta) });
+        }
+        let hashed = hash_file(path)?;
+        self.index.note(&hashed);
+        Ok(hashed.content())
+    }
+
+    /// A folder that holds the cache is never twice the same.
+    pub(super) fn refuse_own_folder(&self, path: &Path) -> Result<()> {
+        let folder = fs::canonicalize(path).map_err(Error::io("find", path))?;
+        if self.root.starts_with(&folder) {
+            return Err(Error::HoldsCache { path: path.to_owned(), cache: self.root.clone() });
+        }
+        Ok(())
+    }
+
+    /// Stores the file or folder that a stage produced at `path`, and names it. Its files are moved where that is safe (same file
+    /// system, no other hard link), so afterwards, after an error too, they may be gone: the caller removes what is left.
+    ///
+    /// What is hashed is what is stored. A blob that lies there already is replaced unless it is known to be sound. Nobody may have
+    /// the files open for writing any more.
+    ///
+    /// # Errors
+    /// [`Error::LinkLeaves`], [`Error::Special`], [`Error::NotUtf8`] and [`Error::HoldsCache`] before anything is moved;
+    /// [`Error::Changing`] if a file is still being written to; [`Error::Io`].
+    pub fn ingest(&self, path: impl AsRef<Path>) -> Result<Content> {
+        let path = path.as_ref();
+        let meta = fs::symlink_metadata(path).map_err(Error::io("read", path))?;
+        if meta.is_symlink() {
+            let target = fs::read_link(path).map_err(Error::io("read the link", path))?;
+            Err(Error::LinkLeaves { path: path.to_owned(), target: target.to_string_lossy().into_owned() })
+        } else if meta.is_file() {
+            let (content, staged) = self.take_file(path, true)?;
+            self.store.commit(staged.as_slice())?;
+            Ok(content)
+        } else if meta.is_dir() {
+            self.refuse_own_folder(path)?;
+            self.ingest_folder(&Scan::new(path)?)
+        } else {
+            Err(special(path, meta.file_type()))
+        }
+    }
+
+    fn ingest_folder(&self, scan: &Scan) -> Result<Content> {
+        let taken = scan.files.par_iter().map(|file| self.take_file(file, true)).collect::<Result<Vec<_>>>()?;
+        let (contents, staged): (Vec<_>, Vec<_>) = taken.into_iter().unzip();
+        let mut staged: Vec<_> = staged.into_iter().flatten().collect();
+        let mut trees: BTreeMap<TreeId, Vec<u8>> = BTreeMap::new();
+        let id = scan.tree(&contents, &mut trees);
+        for bytes in trees.values() {
+            staged.push(self.store.stage(&mut bytes.as_slice())?);
+        }
+        self.store.commit(&staged)?;
+        Ok(Content::Tree { id })
+    }
+
+    /// Stores a copy of the file at `path`, which stays as it is, and names it.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if it is not there or not a file.
+    pub fn store_file(&self, path: impl AsRef<Path>) -> Result<Content> {
+        let (content, staged) = self.take_file(path.as_ref(), false)?;
+        self.store.commit(staged.as_slice())?;
+        Ok(content)
+    }
+
+    /// Makes a file a staged blob, moving it if it `may_move`; none if the store has it and knows it to be sound.
+    fn take_file(&self, path: &Path, may_move: bool) -> Result<(Content, Option<Staged>)> {
+        let executable = is_executable(&fs::metadata(path).map_err(Error::io("read", path))?);
+        let staged = self.store.temporary("blob");
+        if !(may_move && move_file(path, &staged)) {
+            copy_bytes(path, &staged)?;
+        }
+        let hashed = hash_file(&staged)?;
+        let content = Content::Blob { id: hashed.id, size: hashed.stat.size, executable };
+        if self.is_known_sound(&hashed.id) {
+            remove_all(&staged)?;
+            return Ok((content, None));
+        }
+        // The rename into the store moves ctime, so the index learns of the blob when it is settled.
+        self.note(&hashed);
+        Ok((content, Some(Staged { id: hashed.id, path: staged })))
+    }
+
+    /// Whether a blob is there under a stat that vouches for it. Reads nothing.
+    fn is_known_sound(&self, id: &BlobId) -> bool {
+        let meta = fs::symlink_metadata(self.blob_path(id));
+        meta.is_ok_and(|meta| meta.is_file() && self.index.known(&Stat::from(&meta)) == Some(*id))
+    }
+}
+
+/// Moves a file and makes it read-only, where no other name leads to its bytes. Says whether it did.
+fn move_file(from: &Path, to: &Path) -> bool {
+    let alone = fs::symlink_metadata(from).is_ok_and(|meta| meta.nlink() == 1);
+    alone && fs::set_permissions(from, Permissions::from_mode(0o444)).is_ok() && fs::rename(from, to).is_ok()
+}
+
+/// Copies a file's bytes into a new read-only file. Shares the disk's blocks where the file system can.
+fn copy_bytes(from: &Path, to: &Path) -> Result<()> {
+    let failed = || Error::io("copy", from);
+    let mut source = File::open(from).map_err(failed())?;
+    let mut sink = File::create_new(to).map_err(failed())?;
+    std::io::copy(&mut source, &mut sink).map_err(failed())?;
+    sink.set_permissions(Permissions::from_mode(0o444)).map_err(failed())
+}
