@@ -4,11 +4,14 @@ pub mod data;
 pub mod dataset;
 pub mod draw;
 pub mod error;
+pub mod evaluation;
 pub mod generator;
 pub mod model;
 pub mod nn;
 pub mod prompting;
+pub mod real_adaptation;
 pub mod rng;
+pub mod synthetic_pretrain;
 pub mod table;
 pub mod train;
 
@@ -17,7 +20,13 @@ use trestle_engine::stage::Registry;
 
 /// Every native stage kind.
 pub fn registry() -> Registry {
-    Registry::default().with::<dataset::Dataset>().with::<prompting::Prompting>().with::<table::Table>()
+    Registry::default()
+        .with::<dataset::Dataset>()
+        .with::<prompting::Prompting>()
+        .with::<synthetic_pretrain::SyntheticPretrain>()
+        .with::<real_adaptation::RealAdaptation>()
+        .with::<evaluation::Evaluation>()
+        .with::<table::Table>()
 }
 
 /// The instruction set that the matrix kernels use on this machine: `avx512f`, `avx2`, `neon` or `portable`. Results are the

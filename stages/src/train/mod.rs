@@ -2,16 +2,16 @@
 
 mod augment;
 mod batches;
+mod params;
 
 use std::path::Path;
 
 use candle_core::{Device, Tensor};
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
-use trestle_engine::stage::ParamError;
+use trestle_engine::stage::{Context, ParamError, Progress, StageError, Threads};
 
 pub use augment::Augment;
 pub use batches::Source;
+pub(crate) use params::training_params;
 
 use crate::error::{Error, Result};
 use crate::model::Model;
@@ -21,8 +21,7 @@ use crate::rng::Stream;
 use batches::Batches;
 
 /// How long to train.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Length {
     /// Passes over the data (without what is mixed in).
     Epochs(f64),
@@ -31,6 +30,11 @@ pub enum Length {
 }
 
 impl Length {
+    /// `steps` if given, else `epochs`, else 10 epochs.
+    pub fn of(epochs: Option<f64>, steps: Option<usize>) -> Self {
+        steps.map_or(Self::Epochs(epochs.unwrap_or(10.0)), Self::Steps)
+    }
+
     /// Steps for `images` in batches of `batch`; at least one.
     pub fn steps(self, images: usize, batch: usize) -> usize {
         match self {
@@ -41,10 +45,9 @@ impl Length {
 }
 
 /// How to train: AdamW under a cosine schedule with a short warm-up.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Recipe {
-    /// `{epochs: N}` or `{steps: N}`.
+    /// Epochs or steps.
     pub length: Length,
     /// Images of one step.
     pub batch: usize,
@@ -78,19 +81,18 @@ impl Default for Recipe {
 }
 
 impl Recipe {
-    /// Complaints about values that make no sense, each path starting with `prefix`.
-    pub fn check(&self, prefix: &str) -> Vec<ParamError> {
+    /// Complaints about values that make no sense.
+    pub fn check(&self) -> Vec<ParamError> {
         let mut errors = Vec::new();
         let mut want = |ok: bool, path: &str, message: String| {
             if !ok {
-                errors.push(ParamError::new(format!("{prefix}{path}"), message));
+                errors.push(ParamError::new(path, message));
             }
         };
-        let long_enough = match self.length {
-            Length::Epochs(epochs) => epochs.is_finite() && epochs > 0.0,
-            Length::Steps(steps) => steps > 0,
-        };
-        want(long_enough, "length", "training takes more than 0 steps".into());
+        match self.length {
+            Length::Epochs(epochs) => want(epochs.is_finite() && epochs > 0.0, "epochs", format!("{epochs} epochs are not above 0")),
+            Length::Steps(steps) => want(steps > 0, "steps", "training takes at least one step".into()),
+        }
         want(self.batch > 0, "batch", "a batch has at least one image".into());
         want(self.lr.is_finite() && self.lr > 0.0, "lr", format!("the learning rate {} is not above 0", self.lr));
         want((0.0..=1.0).contains(&self.warmup), "warmup", format!("{} is not a share from 0 to 1", self.warmup));
@@ -189,6 +191,33 @@ pub fn write_metrics(path: &Path, rows: &[Row]) -> Result<()> {
     let lines = rows.iter().map(|row| format!("{},{},{},{}\n", row.step, row.loss, row.accuracy, row.lr));
     let text: String = std::iter::once("step,loss,accuracy,lr\n".to_owned()).chain(lines).collect();
     std::fs::write(path, text).map_err(Error::io(path))
+}
+
+/// Threads that training a small model can use.
+pub const THREADS: Threads = Threads { min: 1, max: 4 };
+
+/// Trains, reports progress, and writes the outputs `model` and `metrics`.
+///
+/// # Errors
+/// Those of [`train`], or if an output cannot be written.
+pub fn run(
+    mut model: Model,
+    sources: &[Source<'_>],
+    frozen: &[String],
+    recipe: &Recipe,
+    seed: u64,
+    cx: &mut Context<'_>,
+) -> Result<(), StageError> {
+    let rows = train(&mut model, sources, frozen, recipe, seed, |row, steps| {
+        cx.progress(Progress { step: row.step as u64, total: steps as u64, loss: Some(f64::from(row.loss)), note: None });
+    })?;
+    model.write(cx.output("model")?)?;
+    write_metrics(cx.output("metrics")?, &rows)?;
+    if let Some(row) = rows.last() {
+        cx.metric("loss", f64::from(row.loss));
+        cx.metric("accuracy", row.accuracy);
+    }
+    Ok(())
 }
 
 #[cfg(test)]
