@@ -84,7 +84,7 @@ impl Config {
         if height == 0 || width == 0 || height % 4 + width % 4 != 0 {
             return Err(format!("the small CNN halves images twice, so their sides must be multiples of 4, not {height}x{width}"));
         }
-        if self.width == 0 || self.width % GROUP != 0 {
+        if self.width == 0 || !self.width.is_multiple_of(GROUP) {
             return Err(format!("width {} is not a multiple of {GROUP}", self.width));
         }
         if self.units != ["conv1", "conv2", "conv3", HEAD] {
