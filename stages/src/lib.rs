@@ -1,11 +1,18 @@
 //! Native stages of trestle: data, generation, style inversion, training, evaluation.
 
 pub mod data;
+pub mod dataset;
 pub mod draw;
 pub mod error;
+pub mod formats;
+pub mod generation;
 pub mod generator;
+pub mod generator_pretrain;
+pub mod metrics;
 pub mod nn;
+pub mod prompting;
 pub mod rng;
+pub mod style_inversion;
 pub mod table;
 
 pub use error::{Error, Result};
@@ -13,7 +20,13 @@ use trestle_engine::stage::Registry;
 
 /// Every native stage kind.
 pub fn registry() -> Registry {
-    Registry::default().with::<table::Table>()
+    Registry::default()
+        .with::<dataset::Dataset>()
+        .with::<generation::Generation>()
+        .with::<generator_pretrain::GeneratorPretrain>()
+        .with::<prompting::Prompting>()
+        .with::<style_inversion::StyleInversion>()
+        .with::<table::Table>()
 }
 
 /// The instruction set that the matrix kernels use on this machine: `avx512f`, `avx2`, `neon` or `portable`. Results are the
