@@ -13,16 +13,19 @@ fn read(path: &Path, styles: bool) -> ImageSet {
     let bytes = std::fs::read(path).unwrap();
     let (_, meta) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
     let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
-    let numbers = |name: &str| file.tensor(name).unwrap().data().as_chunks::<4>().0.iter().map(|b| u32::from_le_bytes(*b)).collect::<Vec<_>>();
+    let numbers =
+        |name: &str| file.tensor(name).unwrap().data().as_chunks::<4>().0.iter().map(|b| u32::from_le_bytes(*b)).collect::<Vec<_>>();
     let names = |key: &str| serde_json::from_str::<Vec<String>>(&meta.metadata().as_ref().unwrap()[key]).unwrap();
     let images = file.tensor("images").unwrap();
     let shape = images.shape();
-    let set = ImageSet::new(images.data().to_vec(), numbers("labels"), (shape[1], shape[2], shape[3]), names("classes"), "example").unwrap();
+    let set =
+        ImageSet::new(images.data().to_vec(), numbers("labels"), (shape[1], shape[2], shape[3]), names("classes"), "example").unwrap();
     if styles { set.with_styles(numbers("styles"), names("styles")).unwrap() } else { set }
 }
 
 fn prompts(set: &ImageSet, template: &str) -> Prompts {
-    let classes = set.meta.classes.iter().map(|name| ClassPrompts { name: name.clone(), prompts: vec![template.replace("{class}", name)] }).collect();
+    let classes =
+        set.meta.classes.iter().map(|name| ClassPrompts { name: name.clone(), prompts: vec![template.replace("{class}", name)] }).collect();
     Prompts { templates: vec![template.to_owned()], classes }
 }
 
@@ -34,7 +37,12 @@ fn main() {
     let fonts = read(&data.join("fontdigits.safetensors"), true);
     let real = read(&data.join("optdigits.safetensors"), false).resized(16, 16, trestle_stages::data::Filter::Bilinear).unwrap();
     println!("{} source images, styles {:?}", fonts.len(), fonts.meta.styles);
-    let params = generator_pretrain::Params { steps: number(3, 1000.0) as usize, width: number(4, 32.0) as usize, lr: number(5, 2e-3), ..Default::default() };
+    let params = generator_pretrain::Params {
+        steps: number(3, 1000.0) as usize,
+        width: number(4, 32.0) as usize,
+        lr: number(5, 2e-3),
+        ..Default::default()
+    };
     let start = Instant::now();
     let (generator, _) = generator_pretrain::train(&params, &fonts, &mut |p| {
         if p.step % 100 == 0 {
@@ -56,12 +64,19 @@ fn main() {
         make(&format!("A {{class}} photo in the style of {style}"), None, &format!("{style}.png"));
     }
     let start = Instant::now();
-    let shots: Vec<usize> = (0..10u32).flat_map(|class| (0..real.len()).filter(move |_| true).filter(|&i| real.labels[i] == class).take(5).collect::<Vec<_>>()).collect();
+    let shots: Vec<usize> = (0..10u32)
+        .flat_map(|class| (0..real.len()).filter(move |_| true).filter(|&i| real.labels[i] == class).take(5).collect::<Vec<_>>())
+        .collect();
     let few = real.subset(&shots).unwrap();
     let inversion = style_inversion::Params::default();
     let (style, _) = style_inversion::invert(&inversion, &generator, &few, &mut |p| {
         if p.step % 50 == 0 {
-            println!("inversion step {} loss {:.4} {:.1} ms/step", p.step, p.loss.unwrap(), start.elapsed().as_secs_f64() * 1e3 / p.step as f64);
+            println!(
+                "inversion step {} loss {:.4} {:.1} ms/step",
+                p.step,
+                p.loss.unwrap(),
+                start.elapsed().as_secs_f64() * 1e3 / p.step as f64
+            );
         }
     })
     .unwrap();

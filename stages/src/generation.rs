@@ -45,7 +45,16 @@ pub struct Params {
 
 impl Default for Params {
     fn default() -> Self {
-        Self { images_per_class: 100, sampler: Sampler::Ddim, eta: 0.0, steps: 20, guidance: 2.0, batch: 100, title: "Generated images".to_owned(), seed: 0 }
+        Self {
+            images_per_class: 100,
+            sampler: Sampler::Ddim,
+            eta: 0.0,
+            steps: 20,
+            guidance: 2.0,
+            batch: 100,
+            title: "Generated images".to_owned(),
+            seed: 0,
+        }
     }
 }
 
@@ -113,7 +122,8 @@ fn wishes(params: &Params, generator: &Generator, prompts: &Prompts, with_style:
     let mut wishes = Vec::new();
     let noise = Stream::new(params.seed, "generation");
     for (class, entry) in prompts.classes.iter().enumerate() {
-        let encoded: Vec<Vec<u32>> = entry.prompts.iter().map(|prompt| generator.vocab.encode(prompt, with_style)).collect::<Result<_>>()?;
+        let encoded: Vec<Vec<u32>> =
+            entry.prompts.iter().map(|prompt| generator.vocab.encode(prompt, with_style)).collect::<Result<_>>()?;
         for i in 0..params.images_per_class {
             wishes.push(Wish { class, prompt: encoded[i % encoded.len()].clone(), noise: noise.child(&format!("{}/{i}", entry.name)) });
         }
@@ -125,7 +135,13 @@ fn wishes(params: &Params, generator: &Generator, prompts: &Prompts, with_style:
 ///
 /// # Errors
 /// If a prompt has a word that the generator does not know, or uses `S*` without a style.
-pub fn generate(params: &Params, generator: &Generator, prompts: &Prompts, style: Option<&Style>, progress: &mut dyn FnMut(Progress)) -> Result<ImageSet> {
+pub fn generate(
+    params: &Params,
+    generator: &Generator,
+    prompts: &Prompts,
+    style: Option<&Style>,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<ImageSet> {
     let mut wishes = wishes(params, generator, prompts, style.is_some())?;
     let config = &generator.config;
     let weights = generator.params.frozen()?;
@@ -148,7 +164,15 @@ pub fn generate(params: &Params, generator: &Generator, prompts: &Prompts, style
 }
 
 /// The images of one batch, in [−1, 1].
-fn sample(params: &Params, config: &Config, weights: &Frozen, empty: &[u32], style: Option<&Tensor>, batch: &mut [Wish], tick: &mut dyn FnMut()) -> Result<Vec<f32>> {
+fn sample(
+    params: &Params,
+    config: &Config,
+    weights: &Frozen,
+    empty: &[u32],
+    style: Option<&Tensor>,
+    batch: &mut [Wish],
+    tick: &mut dyn FnMut(),
+) -> Result<Vec<f32>> {
     let size = config.size * config.size * config.channels;
     let mut x: Vec<f32> = batch.iter_mut().flat_map(|wish| wish.noise.normals(size)).collect();
     let eta = params.sampler.eta(params.eta);
@@ -184,13 +208,16 @@ fn sample(params: &Params, config: &Config, weights: &Frozen, empty: &[u32], sty
 /// # Errors
 /// If the set has no image.
 pub fn sheet(title: &str, set: &ImageSet) -> Result<Vec<u8>> {
-    let image = |index: usize| Image { pixels: set.image(index), height: set.meta.height, width: set.meta.width, channels: set.meta.channels };
+    let image =
+        |index: usize| Image { pixels: set.image(index), height: set.meta.height, width: set.meta.width, channels: set.meta.channels };
     let rows: Vec<(String, Vec<Image<'_>>)> = set
         .meta
         .classes
         .iter()
         .enumerate()
-        .map(|(class, name)| (name.clone(), (0..set.len()).filter(|&i| set.labels[i] as usize == class).take(ON_SHEET).map(image).collect()))
+        .map(|(class, name)| {
+            (name.clone(), (0..set.len()).filter(|&i| set.labels[i] as usize == class).take(ON_SHEET).map(image).collect())
+        })
         .collect();
     draw::sheet(title, &rows).map_err(|e| Error::argument(e.to_string()))
 }

@@ -54,9 +54,15 @@ pub struct Params {
 impl Default for Params {
     fn default() -> Self {
         Self {
-            templates: ["A good photo of the {class}", "A photo of the {class}", "A {style} {class}", "A {class} photo in the style of {style}", "A photo of the {class} in the style of {style}"]
-                .map(str::to_owned)
-                .to_vec(),
+            templates: [
+                "A good photo of the {class}",
+                "A photo of the {class}",
+                "A {style} {class}",
+                "A {class} photo in the style of {style}",
+                "A photo of the {class} in the style of {style}",
+            ]
+            .map(str::to_owned)
+            .to_vec(),
             steps: 1500,
             batch: 64,
             lr: 2e-3,
@@ -126,7 +132,15 @@ impl Stage for GeneratorPretrain {
                 errors.push(ParamError::new(name, format!("{value} is not in [0, 1)")));
             }
         }
-        let config = Config { size: 4, channels: 1, width: params.width, heads: params.heads, text_width: params.text_width, text_heads: params.heads, text_blocks: params.text_blocks };
+        let config = Config {
+            size: 4,
+            channels: 1,
+            width: params.width,
+            heads: params.heads,
+            text_width: params.text_width,
+            text_heads: params.heads,
+            text_blocks: params.text_blocks,
+        };
         errors.extend(config.check().err().map(|e| ParamError::new("width", e.to_string())));
         errors
     }
@@ -163,7 +177,8 @@ impl Captions {
             Some(names) => names.iter().map(|name| Some(name.as_str())).collect(),
             None => vec![None],
         };
-        let all: Vec<Vec<Vec<String>>> = set.meta.classes.iter().map(|class| styles.iter().map(|style| texts(params, class, *style)).collect()).collect();
+        let all: Vec<Vec<Vec<String>>> =
+            set.meta.classes.iter().map(|class| styles.iter().map(|style| texts(params, class, *style)).collect()).collect();
         if all.iter().flatten().any(Vec::is_empty) {
             return Err(Error::argument("every template wants a {style}, but the images have no styles"));
         }

@@ -53,7 +53,15 @@ pub struct Params {
 
 impl Default for Params {
     fn default() -> Self {
-        Self { template: "A {class} photo in the style of S*".to_owned(), plain: "A good photo of the {class}".to_owned(), init: None, steps: 300, batch: 50, lr: 0.02, seed: 0 }
+        Self {
+            template: "A {class} photo in the style of S*".to_owned(),
+            plain: "A good photo of the {class}".to_owned(),
+            init: None,
+            steps: 300,
+            batch: 50,
+            lr: 0.02,
+            seed: 0,
+        }
     }
 }
 
@@ -67,7 +75,12 @@ impl Stage for StyleInversion {
         vec![
             InPort { name: "generator", format: GENERATOR, arity: Arity::One, doc: "the frozen model" },
             InPort { name: "images", format: IMAGE_SET, arity: Arity::One, doc: "the images whose style is learned" },
-            InPort { name: "heldout", format: IMAGE_SET, arity: Arity::Optional, doc: "other images of that style, only to compare losses on" },
+            InPort {
+                name: "heldout",
+                format: IMAGE_SET,
+                arity: Arity::Optional,
+                doc: "other images of that style, only to compare losses on",
+            },
         ]
     }
 
@@ -124,7 +137,11 @@ fn fitted(set: ImageSet, generator: &Generator) -> Result<ImageSet> {
     if set.meta.channels != config.channels {
         return Err(Error::argument(format!("the images have {} channels, the generator {}", set.meta.channels, config.channels)));
     }
-    if (set.meta.height, set.meta.width) == (config.size, config.size) { Ok(set) } else { set.resized(config.size, config.size, Filter::Bilinear) }
+    if (set.meta.height, set.meta.width) == (config.size, config.size) {
+        Ok(set)
+    } else {
+        set.resized(config.size, config.size, Filter::Bilinear)
+    }
 }
 
 /// The prompt of every class of a set.
@@ -139,7 +156,10 @@ fn beginning(params: &Params, generator: &Generator) -> Result<Vec<f32>> {
     let row = |number: usize| table[number * width..][..width].to_vec();
     match &params.init {
         Some(word) => {
-            let number = generator.vocab.number(word).ok_or_else(|| Error::argument(format!("the generator does not know the word `{word}` of `init`")))?;
+            let number = generator
+                .vocab
+                .number(word)
+                .ok_or_else(|| Error::argument(format!("the generator does not know the word `{word}` of `init`")))?;
             Ok(row(number as usize))
         }
         None => {
@@ -188,7 +208,8 @@ pub fn invert(params: &Params, generator: &Generator, images: &ImageSet, progres
 pub fn compare(params: &Params, generator: &Generator, style: &Style, heldout: &ImageSet) -> Result<[(&'static str, f64); 3]> {
     let frozen = generator.params.frozen()?;
     let untrained = Tensor::from_vec(beginning(params, generator)?, (1, generator.config.text_width), &candle_core::Device::Cpu)?;
-    let loss = |template: &str, token: &Tensor| held_out_loss(params, generator, &frozen, heldout, &prompts(template, generator, heldout)?, token);
+    let loss =
+        |template: &str, token: &Tensor| held_out_loss(params, generator, &frozen, heldout, &prompts(template, generator, heldout)?, token);
     Ok([
         ("heldout_loss_plain", loss(&params.plain, &untrained)?),
         ("heldout_loss_untrained", loss(&params.template, &untrained)?),
@@ -196,7 +217,14 @@ pub fn compare(params: &Params, generator: &Generator, style: &Style, heldout: &
     ])
 }
 
-fn held_out_loss(params: &Params, generator: &Generator, frozen: &Frozen, set: &ImageSet, prompts: &[Vec<u32>], token: &Tensor) -> Result<f64> {
+fn held_out_loss(
+    params: &Params,
+    generator: &Generator,
+    frozen: &Frozen,
+    set: &ImageSet,
+    prompts: &[Vec<u32>],
+    token: &Tensor,
+) -> Result<f64> {
     let mut order = Order::new(set.len(), Stream::new(params.seed, "held-out order"));
     let mut noise = Stream::new(params.seed, "held-out noise");
     let mut total = 0.0;
