@@ -4,10 +4,11 @@ use std::path::Path;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use trestle_engine::stage::{Arity, Context, Format, InPort, OutPort, ParamError, Progress, Stage, StageError, Threads};
+use trestle_engine::stage::{Arity, Context, InPort, OutPort, ParamError, Progress, Stage, StageError, Threads};
 
 use crate::data::{ImageSet, write_json};
 use crate::error::{Error, Result};
+use crate::formats;
 use crate::model::Model;
 
 /// Counts the right answers of a classifier.
@@ -140,14 +141,14 @@ impl Stage for Evaluation {
 
     fn inputs() -> Vec<InPort> {
         vec![
-            InPort { name: "model", format: Format("model"), arity: Arity::One, doc: "The classifier" },
-            InPort { name: "data", format: Format("image-set"), arity: Arity::One, doc: "Images that it has not seen" },
+            InPort { name: "model", format: formats::MODEL, arity: Arity::One, doc: "The classifier" },
+            InPort { name: "data", format: formats::IMAGE_SET, arity: Arity::One, doc: "Images that it has not seen" },
         ]
     }
 
     fn outputs() -> Vec<OutPort> {
         let doc = "scores.json, per_class.csv and confusion.csv (a row a true class, a column an answer)";
-        vec![OutPort { name: "scores", format: Format("scores"), path: "scores", doc }]
+        vec![OutPort { name: "scores", format: formats::SCORES, path: "scores", doc }]
     }
 
     fn check(params: &Params) -> Vec<ParamError> {

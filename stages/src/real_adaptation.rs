@@ -5,10 +5,11 @@
 
 use std::path::Path;
 
-use trestle_engine::stage::{Arity, Context, Format, InPort, OutPort, ParamError, Stage, StageError, Threads};
+use trestle_engine::stage::{Arity, Context, InPort, OutPort, ParamError, Stage, StageError, Threads};
 
 use crate::data::ImageSet;
 use crate::error::Result as StagesResult;
+use crate::formats;
 use crate::model::{Arch, Config, Model};
 use crate::train::{self, Source, training_params};
 
@@ -73,18 +74,18 @@ impl Stage for RealAdaptation {
         let extra = "Images mixed into every batch, by the share `mix`: mixed transfer";
         let model = "Weights to start from: bridged transfer; without, random ones";
         vec![
-            InPort { name: "data", format: Format("image-set"), arity: Arity::Many, doc: "Images to learn from" },
-            InPort { name: "extra", format: Format("image-set"), arity: Arity::Optional, doc: extra },
-            InPort { name: "model", format: Format("model"), arity: Arity::Optional, doc: model },
+            InPort { name: "data", format: formats::IMAGE_SET, arity: Arity::Many, doc: "Images to learn from" },
+            InPort { name: "extra", format: formats::IMAGE_SET, arity: Arity::Optional, doc: extra },
+            InPort { name: "model", format: formats::MODEL, arity: Arity::Optional, doc: model },
         ]
     }
 
     fn outputs() -> Vec<OutPort> {
         vec![
-            OutPort { name: "model", format: Format("model"), path: "model", doc: "The adapted classifier" },
+            OutPort { name: "model", format: formats::MODEL, path: "model", doc: "The adapted classifier" },
             OutPort {
                 name: "metrics",
-                format: Format("metrics"),
+                format: formats::METRICS,
                 path: "metrics.csv",
                 doc: "Loss, accuracy and learning rate of each step",
             },

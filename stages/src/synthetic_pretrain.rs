@@ -1,8 +1,9 @@
 //! The stage `synthetic-pretrain`: stage 1 of bridged transfer, a classifier trained on generated images.
 
-use trestle_engine::stage::{Arity, Context, Format, InPort, OutPort, ParamError, Stage, StageError, Threads};
+use trestle_engine::stage::{Arity, Context, InPort, OutPort, ParamError, Stage, StageError, Threads};
 
 use crate::data::ImageSet;
+use crate::formats;
 use crate::model::{Arch, Config, Model};
 use crate::train::{self, Source, training_params};
 
@@ -28,17 +29,17 @@ impl Stage for SyntheticPretrain {
     fn inputs() -> Vec<InPort> {
         let model = "Weights to start from; without, random ones";
         vec![
-            InPort { name: "data", format: Format("image-set"), arity: Arity::One, doc: "Images to learn from" },
-            InPort { name: "model", format: Format("model"), arity: Arity::Optional, doc: model },
+            InPort { name: "data", format: formats::IMAGE_SET, arity: Arity::One, doc: "Images to learn from" },
+            InPort { name: "model", format: formats::MODEL, arity: Arity::Optional, doc: model },
         ]
     }
 
     fn outputs() -> Vec<OutPort> {
         vec![
-            OutPort { name: "model", format: Format("model"), path: "model", doc: "The trained classifier" },
+            OutPort { name: "model", format: formats::MODEL, path: "model", doc: "The trained classifier" },
             OutPort {
                 name: "metrics",
-                format: Format("metrics"),
+                format: formats::METRICS,
                 path: "metrics.csv",
                 doc: "Loss, accuracy and learning rate of each step",
             },

@@ -14,6 +14,7 @@ pub use batches::Source;
 pub(crate) use params::training_params;
 
 use crate::error::{Error, Result};
+use crate::metrics::Metrics;
 use crate::model::Model;
 use crate::nn::ops::cross_entropy;
 use crate::nn::optim::{AdamW, cosine};
@@ -188,9 +189,9 @@ fn agreement(logits: &Tensor, targets: &[f32]) -> Result<f64> {
 /// # Errors
 /// If the file cannot be written.
 pub fn write_metrics(path: &Path, rows: &[Row]) -> Result<()> {
-    let lines = rows.iter().map(|row| format!("{},{},{},{}\n", row.step, row.loss, row.accuracy, row.lr));
-    let text: String = std::iter::once("step,loss,accuracy,lr\n".to_owned()).chain(lines).collect();
-    std::fs::write(path, text).map_err(Error::io(path))
+    let mut metrics = Metrics::new(&["loss", "accuracy", "lr"]);
+    rows.iter().for_each(|row| metrics.push(row.step, &[f64::from(row.loss), row.accuracy, row.lr]));
+    metrics.write(path)
 }
 
 /// Threads that training a small model can use.
