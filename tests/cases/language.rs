@@ -73,7 +73,7 @@ fn folders_are_inputs_and_outputs() {
     let project = Project::new(
         "stages:
   make: { in: { d: ./data }, run: 'mkdir -p {out.d}/deep/empty; cp -r {in.d}/. {out.d}; echo x > {out.d}/deep/x; chmod +x {out.d}/deep/x', out: { d: d } }
-  list: { in: { d: make }, run: 'cd {in.d}; find . | LC_ALL=C sort > ../../{out.l}; test -x deep/x', out: { l: l } }
+  list: { in: { d: make }, run: '(cd {in.d}; test -x deep/x; find .) | LC_ALL=C sort > {out.l}', out: { l: l } }
 ",
     );
     project.write("data/a.txt", "a");
