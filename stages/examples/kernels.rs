@@ -34,28 +34,31 @@ fn seconds(mut f: impl FnMut()) -> f64 {
 
 fn main() {
     println!("{:>24} {:>9} {:>9} {:>12}", "n×h×w×c→o k", "threads", "forward", "fwd+bwd");
-    for (n, h, c, o, k) in [(64, 8, 32, 32, 3), (64, 8, 64, 64, 3), (64, 8, 48, 48, 3), (64, 4, 64, 64, 3), (64, 4, 128, 128, 3), (64, 8, 64, 64, 1), (64, 16, 32, 32, 3)] {
+    for (n, h, c, o, k) in [
+        (64, 8, 32, 32, 3),
+        (64, 8, 64, 64, 3),
+        (64, 8, 48, 48, 3),
+        (64, 4, 64, 64, 3),
+        (64, 4, 128, 128, 3),
+        (64, 8, 64, 64, 1),
+        (64, 16, 32, 32, 3),
+    ] {
         let x = Var::from_tensor(&tensor(&[n, h, h, c])).unwrap();
         let w = Var::from_tensor(&tensor(&[k, k, c, o])).unwrap();
         let flops = 2.0 * (n * h * h * k * k * c * o) as f64;
         for threads in [1, rayon::current_num_threads()] {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             pool.install(|| {
-                let forward = seconds(|| drop(conv2d(x.as_detached_tensor().as_ref(), w.as_detached_tensor().as_ref(), None, 1, k / 2).unwrap()));
+                let forward =
+                    seconds(|| drop(conv2d(&x.as_detached_tensor(), &w.as_detached_tensor(), None, 1, k / 2).unwrap()));
                 let both = seconds(|| drop(conv2d(&x, &w, None, 1, k / 2).unwrap().sum_all().unwrap().backward().unwrap()));
-                println!("{:>24} {threads:>9} {:>9.1} {:>12.1}", format!("{n}×{h}×{h}×{c}→{o} {k}"), flops / forward / 1e9, 3.0 * flops / both / 1e9);
+                println!(
+                    "{:>24} {threads:>9} {:>9.1} {:>12.1}",
+                    format!("{n}×{h}×{h}×{c}→{o} {k}"),
+                    flops / forward / 1e9,
+                    3.0 * flops / both / 1e9
+                );
             });
         }
-    }
-}
-
-/// A tensor without its history.
-trait Detached {
-    fn as_detached_tensor(&self) -> Box<Tensor>;
-}
-
-impl Detached for Var {
-    fn as_detached_tensor(&self) -> Box<Tensor> {
-        Box::new(self.as_tensor().detach())
     }
 }

@@ -37,7 +37,11 @@ fn a_param_runs_its_stage_and_what_really_changed_below() {
     project.run().did(&["times", "words"]);
     assert_eq!(project.output("words", "t"), "result: 6\n");
     let explained = project.call(&["explain", "times", "--set", "factor=4"]);
-    assert!(explained.out.contains("command script") && explained.out.contains("* 3") && explained.out.contains("* 4"), "{}", explained.out);
+    assert!(
+        explained.out.contains("command script") && explained.out.contains("* 3") && explained.out.contains("* 4"),
+        "{}",
+        explained.out
+    );
     // Back again: the earlier records are found.
     project.edit("trestle.yaml", "factor: 3", "factor: 2");
     project.run().did(&[]);
@@ -76,7 +80,8 @@ fn a_moved_project_runs_nothing() {
     let project = chain();
     project.run();
     let elsewhere = tempfile::tempdir().unwrap();
-    let copied = std::process::Command::new("cp").arg("-r").arg(format!("{}/.", project.path().display())).arg(elsewhere.path()).status().unwrap();
+    let copied =
+        std::process::Command::new("cp").arg("-r").arg(format!("{}/.", project.path().display())).arg(elsewhere.path()).status().unwrap();
     assert!(copied.success());
     let out = crate::support::text(crate::support::trestle(elsewhere.path()).args(["run"]).output().unwrap()).out;
     assert!(out.contains("0 executed, 3 cached"), "{out}");
@@ -113,7 +118,8 @@ fn another_command_with_the_same_output_runs_alone() {
 
 #[test]
 fn a_source_that_changes_while_its_stage_runs_never_ends_in_a_stale_hit() {
-    let project = Project::new("stages:\n  slow: { run: 'cat {in.src} > {out.copy}; sleep 0.6', in: { src: ./src.txt }, out: { copy: copy } }\n");
+    let project =
+        Project::new("stages:\n  slow: { run: 'cat {in.src} > {out.copy}; sleep 0.6', in: { src: ./src.txt }, out: { copy: copy } }\n");
     project.write("src.txt", "old");
     let running = crate::support::trestle(project.path()).args(["run"]).stdout(std::process::Stdio::null()).spawn().unwrap();
     std::thread::sleep(std::time::Duration::from_millis(350));

@@ -51,7 +51,17 @@ fn the_schema_is_json_and_names_every_kind() {
     let schema: serde_json::Value = serde_json::from_str(&project.say(&["schema"])).unwrap();
     let forms = schema["properties"]["stages"]["additionalProperties"]["oneOf"].as_array().unwrap();
     let kinds: Vec<&str> = forms.iter().filter_map(|form| form["properties"]["uses"]["const"].as_str()).collect();
-    let wanted = ["dataset", "evaluation", "generation", "generator-pretrain", "prompting", "real-adaptation", "style-inversion", "synthetic-pretrain", "table"];
+    let wanted = [
+        "dataset",
+        "evaluation",
+        "generation",
+        "generator-pretrain",
+        "prompting",
+        "real-adaptation",
+        "style-inversion",
+        "synthetic-pretrain",
+        "table",
+    ];
     assert_eq!(kinds, wanted);
 }
 

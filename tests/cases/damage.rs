@@ -108,7 +108,9 @@ fn a_run_that_was_killed_goes_on_where_it_was() {
 
 #[test]
 fn an_interruption_keeps_what_is_finished() {
-    let project = Project::new("stages:\n  quick: { run: 'echo 1 > {out.a}', out: { a: a } }\n  slow: { run: 'touch /tmp/trestle-test-$MARK; sleep 30; cat {in.a} > {out.b}', in: { a: quick }, out: { b: b }, env: { MARK: '0' } }\n");
+    let project = Project::new(
+        "stages:\n  quick: { run: 'echo 1 > {out.a}', out: { a: a } }\n  slow: { run: 'touch /tmp/trestle-test-$MARK; sleep 30; cat {in.a} > {out.b}', in: { a: quick }, out: { b: b }, env: { MARK: '0' } }\n",
+    );
     let mark = format!("{}-{}", std::process::id(), line!());
     let marker = std::path::PathBuf::from(format!("/tmp/trestle-test-{mark}"));
     project.edit("trestle.yaml", "MARK: '0'", &format!("MARK: '{mark}'"));

@@ -36,11 +36,7 @@ fn keep_going_does_what_does_not_depend_on_it() {
 
 #[test]
 fn a_missing_or_refused_output_fails_and_stores_nothing() {
-    for (script, says) in [
-        ("true", "did not write its output `a`"),
-        ("ln -s /etc/hostname {out.a}", "link"),
-        ("mkfifo {out.a}", "pipe"),
-    ] {
+    for (script, says) in [("true", "did not write its output `a`"), ("ln -s /etc/hostname {out.a}", "link"), ("mkfifo {out.a}", "pipe")] {
         let project = Project::new(&format!("stages:\n  s: {{ run: '{script}', out: {{ a: a }} }}\n"));
         let run = project.run_with(&[]);
         assert_eq!(run.code, Some(1), "{script}");

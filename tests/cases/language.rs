@@ -60,7 +60,9 @@ fn set_overrides_declared_params_only() {
 #[test]
 fn a_stage_of_either_spelling_is_the_same_action() {
     // Two stages that do the same share one record: the second is a hit in the same run, or at the latest in the next.
-    let project = Project::new("stages:\n  a: { run: 'echo 1 > {out.x}', out: { x: x } }\n  b: { in: { x: a }, run: 'cp {in.x} {out.y}', out: { y: y } }\n  c: { in: { x: a }, run: 'cp {in.x} {out.y}', out: { y: y } }\n");
+    let project = Project::new(
+        "stages:\n  a: { run: 'echo 1 > {out.x}', out: { x: x } }\n  b: { in: { x: a }, run: 'cp {in.x} {out.y}', out: { y: y } }\n  c: { in: { x: a }, run: 'cp {in.x} {out.y}', out: { y: y } }\n",
+    );
     let run = project.run_with(&["-j", "1"]);
     assert_eq!(run.count("executed") + run.count("cached"), 3);
     project.run().did(&[]);

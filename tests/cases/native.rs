@@ -10,7 +10,20 @@ fn pipeline() -> PathBuf {
 }
 
 const TINY: [&str; 14] = [
-    "--set", "seeds=[0, 1]", "--set", "images_per_class=3", "--set", "generator_steps=4", "--set", "inversion_steps=3", "--set", "pretrain_steps=3", "--set", "adapt_steps=3", "--set", "judge_steps=3",
+    "--set",
+    "seeds=[0, 1]",
+    "--set",
+    "images_per_class=3",
+    "--set",
+    "generator_steps=4",
+    "--set",
+    "inversion_steps=3",
+    "--set",
+    "pretrain_steps=3",
+    "--set",
+    "adapt_steps=3",
+    "--set",
+    "judge_steps=3",
 ];
 
 fn quickstart(cache: &Path, args: &[&str]) -> Command {
@@ -47,8 +60,14 @@ fn one_changed_param_of_the_evaluation_runs_one_stage(cache: &Path) {
     assert!(text.contains(judge));
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("quickstart.yaml");
-    std::fs::write(&file, text.replace(judge, &format!("{judge}\n    with: {{ batch: 7 }}")).replace("./data/", &format!("{}/pipelines/data/", env!("CARGO_MANIFEST_DIR")))).unwrap();
-    let output = trestle(folder.path()).arg("run").arg(&file).args(TINY).arg("--cache").arg(cache).args(["--format", "json"]).output().unwrap();
+    std::fs::write(
+        &file,
+        text.replace(judge, &format!("{judge}\n    with: {{ batch: 7 }}"))
+            .replace("./data/", &format!("{}/pipelines/data/", env!("CARGO_MANIFEST_DIR"))),
+    )
+    .unwrap();
+    let output =
+        trestle(folder.path()).arg("run").arg(&file).args(TINY).arg("--cache").arg(cache).args(["--format", "json"]).output().unwrap();
     let out = String::from_utf8(output.stdout).unwrap();
     let done: Vec<&str> = out.lines().filter(|line| line.contains("\"event\":\"done\"")).collect();
     assert_eq!(done.len(), 1, "{out}");

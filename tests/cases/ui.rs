@@ -8,7 +8,11 @@ use crate::support::{text, trestle};
 fn every_bad_pipeline_prints_what_it_should() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/ui");
     let update = std::env::var_os("UPDATE").is_some();
-    let mut names: Vec<String> = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).filter(|name| name.ends_with(".yaml")).collect();
+    let mut names: Vec<String> = std::fs::read_dir(&folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .filter(|name| name.ends_with(".yaml"))
+        .collect();
     names.sort();
     assert!(names.len() >= 25, "only {} bad pipelines", names.len());
     let mut wrong = Vec::new();

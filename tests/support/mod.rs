@@ -124,7 +124,10 @@ impl Project {
     pub fn plan(&self) -> BTreeMap<String, String> {
         let out = self.say(&["plan", "--format", "json"]);
         let lines = out.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-        lines.filter(|line| line["event"] == "plan").map(|line| (line["stage"].as_str().unwrap().to_owned(), line["fate"].as_str().unwrap().to_owned())).collect()
+        lines
+            .filter(|line| line["event"] == "plan")
+            .map(|line| (line["stage"].as_str().unwrap().to_owned(), line["fate"].as_str().unwrap().to_owned()))
+            .collect()
     }
 
     /// The text of an output that is one file.
@@ -145,7 +148,8 @@ fn parse(output: Output) -> Run {
     let events: Vec<Value> = done.out.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{line}: {e}"))).collect();
     let summary = events.last().cloned().unwrap_or_else(|| panic!("no events; {}", done.err));
     assert_eq!(summary["event"], "summary", "{}", done.err);
-    let executed = events.iter().filter(|event| event["event"] == "done").map(|event| event["stage"].as_str().unwrap().to_owned()).collect();
+    let executed =
+        events.iter().filter(|event| event["event"] == "done").map(|event| event["stage"].as_str().unwrap().to_owned()).collect();
     Run { code: done.code, executed, events, summary }
 }
 
