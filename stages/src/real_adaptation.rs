@@ -1,7 +1,8 @@
 //! The stage `real-adaptation`: stage 2 of bridged transfer, a classifier trained on the real images.
 //!
-//! The same stage is vanilla transfer (no `model`), mixed transfer (synthetic images as `extra`) and bridged transfer (`model` from
-//! `synthetic-pretrain`, with `reinit_head` for bridged++).
+//! The same stage is every method of "Is Synthetic Image Useful for Transfer Learning?" (arXiv 2403.19866): vanilla transfer (no `model` of
+//! synthetic images), mixed transfer (synthetic images as `extra`, one stage on the union), bridged transfer (`model` from
+//! `synthetic-pretrain`) and bridged++ (that with `mixup`, and `reinit_head` here).
 
 use std::path::Path;
 
@@ -27,8 +28,9 @@ training_params! {
         reinit_head: bool = false,
         /// Units of `model` that stay as they are: `conv1`, `conv2`, `conv3`, `head`.
         freeze: Vec<String> = Vec::new(),
-        /// Share of each batch that comes from `extra`, if that is connected.
-        mix: f64 = 0.5,
+        /// Share of each batch that comes from `extra`, if that is connected; without, `data` and `extra` are one set, as in the paper, and an
+        /// epoch passes over both.
+        mix: Option<f64> = None,
     }
 }
 
@@ -71,7 +73,7 @@ impl Stage for RealAdaptation {
     type Params = Params;
 
     fn inputs() -> Vec<InPort> {
-        let extra = "Images mixed into every batch, by the share `mix`: mixed transfer";
+        let extra = "Images to learn from together with `data`, as one set or by the share `mix`: mixed transfer";
         let model = "Weights to start from: bridged transfer; without, random ones";
         vec![
             InPort { name: "data", format: formats::IMAGE_SET, arity: Arity::Many, doc: "Images to learn from" },
@@ -94,11 +96,8 @@ impl Stage for RealAdaptation {
 
     fn check(params: &Params) -> Vec<ParamError> {
         let mut errors = params.complaints();
-        if !(params.mix > 0.0 && params.mix < 1.0) {
-            errors.push(ParamError::new(
-                "mix",
-                format!("{} is not a share between 0 and 1; to mix nothing in, leave out `extra`", params.mix),
-            ));
+        if let Some(mix) = params.mix.filter(|mix| !(*mix > 0.0 && *mix < 1.0)) {
+            errors.push(ParamError::new("mix", format!("{mix} is not a share between 0 and 1; to mix nothing in, leave out `extra`")));
         }
         errors
     }
@@ -110,17 +109,20 @@ impl Stage for RealAdaptation {
     fn run(params: &Params, cx: &mut Context<'_>) -> Result<(), StageError> {
         let set = read_all(cx)?.ok_or_else(|| StageError::new("input `data` is not connected"))?;
         let model = start(params, &set, cx.input("data")?, cx.optional("model"))?;
-        let extra = match cx.optional("extra") {
-            None => None,
-            Some(path) => {
-                let extra = ImageSet::read(path)?;
-                model.config.expect_size(&extra, path)?;
-                model.config.expect_classes(&extra, path)?;
-                Some(extra)
+        let Some(path) = cx.optional("extra") else {
+            return train::run(model, &[Source { set: &set, share: 1.0 }], &params.freeze, &params.recipe(), params.seed, cx);
+        };
+        let extra = ImageSet::read(path)?;
+        model.config.expect_size(&extra, path)?;
+        model.config.expect_classes(&extra, path)?;
+        let union;
+        let sources = match params.mix {
+            Some(mix) => vec![Source { set: &set, share: 1.0 - mix }, Source { set: &extra, share: mix }],
+            None => {
+                union = set.concat(&extra)?;
+                vec![Source { set: &union, share: 1.0 }]
             }
         };
-        let mut sources = vec![Source { set: &set, share: extra.as_ref().map_or(1.0, |_| 1.0 - params.mix) }];
-        sources.extend(extra.as_ref().map(|set| Source { set, share: params.mix }));
         train::run(model, &sources, &params.freeze, &params.recipe(), params.seed, cx)
     }
 }

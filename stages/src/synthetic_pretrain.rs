@@ -1,4 +1,5 @@
-//! The stage `synthetic-pretrain`: stage 1 of bridged transfer, a classifier trained on generated images.
+//! The stage `synthetic-pretrain`: stage 1 of bridged transfer, a classifier trained on generated images (arXiv 2403.19866; bridged++ with
+//! `mixup` in this stage alone).
 
 use trestle_engine::stage::{Arity, Context, InPort, OutPort, ParamError, Stage, StageError, Threads};
 

@@ -182,6 +182,28 @@ fn several_sets_of_real_images_go_into_one() {
 }
 
 #[test]
+fn extra_images_are_a_share_of_each_batch_or_of_one_set() {
+    let bench = Bench::new();
+    plain(&["a", "b"], 8).write(&bench.at("real")).unwrap();
+    let many = plain(&["a", "b"], 8);
+    let many = (0..7).fold(many.clone(), |all, _| all.concat(&many).unwrap());
+    many.write(&bench.at("made")).unwrap();
+    plain(&["a", "c"], 8).write(&bench.at("other")).unwrap();
+    let run = |with: Value, extra: &str| {
+        let mut all = json!({"width": 8, "epochs": 1, "batch": 2});
+        all.as_object_mut().unwrap().extend(with.as_object().unwrap().clone());
+        bench.run("real-adaptation", "out", all, &[("data", &[&bench.at("real")]), ("extra", &[&bench.at(extra)])])
+    };
+    // One pass over 2 + 16 images, and one over the 2 that `mix` leaves to count.
+    assert_eq!(run(json!({}), "made").unwrap().steps.len(), 9);
+    assert_eq!(run(json!({"mix": 0.5}), "made").unwrap().steps.len(), 1);
+    let error = run(json!({}), "other").map(|_| ()).unwrap_err();
+    assert!(error.message.contains("other: label 1 is `c`, for the model it is `b`"), "{}", error.message);
+    let error = run(json!({"mix": 0.01}), "made").map(|_| ()).unwrap_err();
+    assert!(error.message.contains("gives no image to a batch of 2"), "{}", error.message);
+}
+
+#[test]
 fn params_that_make_no_sense_name_their_path() {
     let registry = registry();
     let paths = |kind: &str, with: Value| -> Vec<String> {

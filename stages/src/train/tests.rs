@@ -118,6 +118,25 @@ fn mixing_is_a_weighted_mean_of_images_and_targets() {
     assert_eq!(batch.targets[8..], old.targets[8..]);
 }
 
+/// Zhang et al. 2018 and arXiv 2403.19866: the loss of a mixed target is λCE(yᵢ) + (1 − λ)CE(yⱼ).
+#[test]
+fn the_loss_of_mixed_and_smoothed_targets_is_that_of_the_paper() {
+    let row = [1.0f32, -0.5, 0.25, 2.0];
+    let logits = Tensor::from_vec(row.to_vec(), (1, 4), &Device::Cpu).unwrap();
+    let log_sum = row.iter().map(|v| f64::from(*v).exp()).sum::<f64>().ln();
+    let ce = |label: usize| log_sum - f64::from(row[label]);
+    let loss = |targets: &[f32]| f64::from(cross_entropy(&logits, targets).unwrap().to_scalar::<f32>().unwrap());
+    assert!((loss(&[0.0, 0.7, 0.0, 0.3]) - (0.7 * ce(1) + 0.3 * ce(3))).abs() < 1e-6);
+
+    // Label smoothing (Szegedy et al. 2016): (1 − ε)CE(y) + ε times the mean of CE over all classes.
+    let set = bars(4, 1);
+    let config = Config::for_images(Arch::SmallCnn, 8, &set).unwrap();
+    let batch = Batches::new(&[Source { set: &set, share: 1.0 }], 1, 1).unwrap().next(&config, 0.1).unwrap();
+    let label = argmax(&batch.targets);
+    let mean = (0..4).map(ce).sum::<f64>() / 4.0;
+    assert!((loss(&batch.targets) - (0.9 * ce(label) + 0.1 * mean)).abs() < 1e-6);
+}
+
 #[test]
 fn senseless_recipes_are_refused_with_their_path() {
     let bad = Recipe { batch: 0, lr: -1.0, mixup: f64::NAN, label_smoothing: 1.0, length: Length::Epochs(0.0), ..Recipe::default() };
