@@ -101,8 +101,9 @@ pub fn waits(pipeline: &Pipeline, ids: &[StageId]) -> String {
 /// Metrics for the end of a line: `top1 0.8123`.
 pub fn metrics(metrics: &serde_json::Value) -> String {
     let Some(map) = metrics.as_object() else { return String::new() };
+    let figure = |value: f64| if value.fract() == 0.0 && value.abs() < 1e9 { format!("{value:.0}") } else { format!("{value:.4}") };
     let shown: Vec<String> =
-        map.iter().take(ON_A_LINE).map(|(name, value)| format!("{name} {:.4}", value.as_f64().unwrap_or(f64::NAN))).collect();
+        map.iter().take(ON_A_LINE).map(|(name, value)| format!("{name} {}", figure(value.as_f64().unwrap_or(f64::NAN)))).collect();
     shown.join("  ")
 }
 
