@@ -1,10 +1,12 @@
 //! Native stages of trestle: data, generation, style inversion, training, evaluation.
 
 pub mod data;
+pub mod dataset;
 pub mod draw;
 pub mod error;
 pub mod generator;
 pub mod nn;
+pub mod prompting;
 pub mod rng;
 pub mod table;
 
@@ -13,7 +15,7 @@ use trestle_engine::stage::Registry;
 
 /// Every native stage kind.
 pub fn registry() -> Registry {
-    Registry::default().with::<table::Table>()
+    Registry::default().with::<dataset::Dataset>().with::<prompting::Prompting>().with::<table::Table>()
 }
 
 /// The instruction set that the matrix kernels use on this machine: `avx512f`, `avx2`, `neon` or `portable`. Results are the

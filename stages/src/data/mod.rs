@@ -3,8 +3,11 @@
 mod classes;
 mod image_set;
 mod resize;
+pub mod source;
+pub mod split;
 pub mod words;
 
+pub(crate) use classes::check_names;
 pub use classes::{ClassPrompts, Classes, Prompts};
 pub(crate) use classes::{read_json, write_json};
 pub use image_set::{FILE, ImageSet, META, Meta, Normalisation};

@@ -1,0 +1,233 @@
+//! The stage `dataset`: labelled images from a file or folder, split into a part to learn from and a part to judge by.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use trestle_engine::stage::{Arity, Context, Format, InPort, OutPort, ParamError, Stage, StageError};
+
+use crate::data::source::{self, Column, Options, SourceFormat};
+use crate::data::split::{Share, limit, split};
+use crate::data::{Filter, ImageSet};
+use crate::error::Result;
+
+/// Reads labelled images and splits them.
+pub struct Dataset;
+
+/// Parameters of `dataset`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Params {
+    /// Format of the source; `auto` goes by its name.
+    pub format: SourceFormat,
+    /// Name of each label, for example `[zero, one]`; without, the source's own names, or the labels as numbers.
+    pub classes: Option<Vec<String>>,
+    /// Side in pixels that images are resized to; without, they stay as they are.
+    pub size: Option<usize>,
+    /// How they are resized.
+    pub filter: Filter,
+    /// 1 (grey) or 3 (RGB); without, as in the source.
+    pub channels: Option<usize>,
+    /// Value in the source that stands for white; without, 255.
+    pub value_max: Option<f64>,
+    /// CSV: number of the column with the label, from 0 or from the end (−1), or its name in the header.
+    pub label_column: Column,
+    /// CSV: whether the first row names the columns.
+    pub header: bool,
+    /// CSV: height and width of images that are not square.
+    pub shape: Option<[usize; 2]>,
+    /// Images of each class that go into `train`; the rest goes into `test`. Without `shots` and `test_fraction`, all go into `train`.
+    pub shots: Option<usize>,
+    /// Fraction of each class that goes into `test`, instead of `shots`.
+    pub test_fraction: Option<f64>,
+    /// At most that many images in `test`, drawn at random.
+    pub limit_test: Option<usize>,
+    /// Seed of the draw.
+    pub seed: u64,
+}
+
+impl Params {
+    fn share(&self) -> Share {
+        match (self.shots, self.test_fraction) {
+            (Some(shots), _) => Share::Shots(shots),
+            (None, Some(fraction)) => Share::AllBut(fraction),
+            (None, None) => Share::All,
+        }
+    }
+
+    fn options(&self) -> Options {
+        Options {
+            format: self.format,
+            classes: self.classes.clone(),
+            size: self.size,
+            filter: self.filter,
+            channels: self.channels,
+            value_max: self.value_max,
+            label_column: self.label_column.clone(),
+            header: self.header,
+            shape: self.shape,
+        }
+    }
+}
+
+/// The part of `set` at `indices`, with the seed that drew it.
+fn part(set: &ImageSet, indices: &[usize], seed: u64) -> Result<ImageSet> {
+    let mut part = set.subset(indices)?;
+    part.meta.seed = Some(seed);
+    Ok(part)
+}
+
+impl Stage for Dataset {
+    const KIND: &'static str = "dataset";
+    const VERSION: u32 = 1;
+    const ABOUT: &'static str = "Labelled images from safetensors, IDX, CSV or an image folder, split into train and test";
+    type Params = Params;
+
+    fn inputs() -> Vec<InPort> {
+        vec![
+            InPort { name: "source", format: Format::ANY, arity: Arity::One, doc: "a file or folder of labelled images" },
+            InPort {
+                name: "labels",
+                format: Format::ANY,
+                arity: Arity::Optional,
+                doc: "the file of labels that belongs to an IDX file of images",
+            },
+        ]
+    }
+
+    fn outputs() -> Vec<OutPort> {
+        vec![
+            OutPort { name: "train", format: Format("image-set"), path: "train", doc: "images to learn from" },
+            OutPort { name: "test", format: Format("image-set"), path: "test", doc: "images to judge by: none of them is in train" },
+            OutPort { name: "classes", format: Format("classes"), path: "classes.json", doc: "the names of the classes" },
+        ]
+    }
+
+    fn check(params: &Params) -> Vec<ParamError> {
+        let mut out = Vec::new();
+        let mut complain = |wrong: bool, path: &str, message: &str| {
+            if wrong {
+                out.push(ParamError::new(path, message));
+            }
+        };
+        let names = params.classes.as_deref().map(crate::data::check_names);
+        if let Some(Err(message)) = names {
+            complain(true, "classes", &message);
+        }
+        complain(params.size == Some(0), "size", "images are at least 1 pixel wide");
+        complain(!matches!(params.channels, None | Some(1 | 3)), "channels", "images have 1 or 3 channels");
+        complain(params.value_max.is_some_and(|max| !(max > 0.0 && max.is_finite())), "value_max", "it must be above 0");
+        complain(params.shape.is_some_and(|shape| shape.contains(&0)), "shape", "height and width are at least 1");
+        complain(params.shots == Some(0), "shots", "draw at least 1 image a class, or leave `shots` out for all");
+        complain(params.shots.is_some() && params.test_fraction.is_some(), "test_fraction", "`shots` splits already: give one of the two");
+        complain(params.test_fraction.is_some_and(|f| !(0.0..=1.0).contains(&f)), "test_fraction", "it must be in 0 to 1");
+        complain(params.limit_test == Some(0), "limit_test", "keep at least 1 image, or leave `limit_test` out for all");
+        let splits = params.shots.is_some() || params.test_fraction.is_some();
+        complain(params.limit_test.is_some() && !splits, "limit_test", "all images go into train: give `shots` or `test_fraction` too");
+        complain(matches!(params.label_column, Column::Name(_)) && !params.header, "label_column", "a column's name needs `header: true`");
+        out
+    }
+
+    fn run(params: &Params, cx: &mut Context<'_>) -> Result<(), StageError> {
+        let set = source::read(cx.input("source")?, cx.optional("labels"), &params.options())?;
+        let mut parts = split(&set, params.share(), params.seed)?;
+        if let Some(count) = params.limit_test {
+            parts.test = limit(&parts.test, count, params.seed);
+        }
+        part(&set, &parts.train, params.seed)?.write(cx.output("train")?)?;
+        part(&set, &parts.test, params.seed)?.write(cx.output("test")?)?;
+        set.classes().write(cx.output("classes")?)?;
+        cx.metric("train", parts.train.len() as f64);
+        cx.metric("test", parts.test.len() as f64);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::collections::{BTreeMap, BTreeSet};
+    use std::fs;
+    use std::path::{Path, PathBuf};
+
+    use serde_json::json;
+    use trestle_engine::stage::{Input, Kind, Silent};
+
+    use super::*;
+    use crate::data::{Classes, FILE, META};
+
+    fn run(source: &Path, dir: &Path, with: &serde_json::Value) -> Result<(), StageError> {
+        let inputs = [("source".to_owned(), vec![Input { path: source.to_path_buf(), labels: BTreeMap::new() }])].into();
+        let outputs = Dataset::outputs().into_iter().map(|port| (port.name.to_owned(), dir.join(port.path))).collect();
+        let kind = Kind::of::<Dataset>();
+        let params = kind.check(with).unwrap().params;
+        kind.run(&params, &mut Context::new(inputs, outputs, 1, &mut Silent))
+    }
+
+    fn optdigits() -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../pipelines/data/optdigits.safetensors")
+    }
+
+    #[test]
+    fn a_few_shot_draw_of_the_vendored_digits() {
+        let dir = tempfile::tempdir().unwrap();
+        run(&optdigits(), dir.path(), &json!({"shots": 5, "seed": 3, "size": 16})).unwrap();
+        let (train, test) = (ImageSet::read(&dir.path().join("train")).unwrap(), ImageSet::read(&dir.path().join("test")).unwrap());
+        assert_eq!((train.class_counts(), train.len() + test.len()), (vec![5; 10], 1797));
+        assert_eq!((train.meta.height, train.meta.width, train.meta.seed), (16, 16, Some(3)));
+        assert_eq!(Classes::read(&dir.path().join("classes.json")).unwrap().names[9], "nine");
+        // No two of the 1,797 images are equal, so a shared image would show.
+        let pixels = |set: &ImageSet| (0..set.len()).map(|i| set.image(i).to_vec()).collect::<BTreeSet<_>>();
+        assert_eq!(pixels(&train).len() + pixels(&test).len(), 1797);
+        assert!(pixels(&train).is_disjoint(&pixels(&test)));
+    }
+
+    #[test]
+    fn the_same_params_give_the_same_bytes() {
+        let bytes = |with: serde_json::Value| {
+            let dir = tempfile::tempdir().unwrap();
+            run(&optdigits(), dir.path(), &with).unwrap();
+            ["train", "test"].map(|part| [FILE, META].map(|file| fs::read(dir.path().join(part).join(file)).unwrap()))
+        };
+        let first = bytes(json!({"test_fraction": 0.25, "limit_test": 100, "seed": 1}));
+        assert_eq!(first, bytes(json!({"test_fraction": 0.25, "limit_test": 100, "seed": 1})));
+        assert_ne!(first, bytes(json!({"test_fraction": 0.25, "limit_test": 100, "seed": 2})));
+    }
+
+    #[test]
+    fn without_a_split_all_is_train() {
+        let dir = tempfile::tempdir().unwrap();
+        run(&optdigits(), dir.path(), &json!({})).unwrap();
+        assert_eq!(ImageSet::read(&dir.path().join("train")).unwrap().len(), 1797);
+        assert!(ImageSet::read(&dir.path().join("test")).unwrap().is_empty());
+    }
+
+    #[test]
+    fn params_without_sense_are_found_before_a_run() {
+        let kind = Kind::of::<Dataset>();
+        let cases = [
+            (json!({"shots": 1, "test_fraction": 0.5}), "test_fraction"),
+            (json!({"shots": 0}), "shots"),
+            (json!({"test_fraction": 1.5}), "test_fraction"),
+            (json!({"limit_test": 5}), "limit_test"),
+            (json!({"size": 0}), "size"),
+            (json!({"channels": 2}), "channels"),
+            (json!({"value_max": 0}), "value_max"),
+            (json!({"shape": [0, 4]}), "shape"),
+            (json!({"classes": ["a", "a"]}), "classes"),
+            (json!({"label_column": "y"}), "label_column"),
+            (json!({"format": "parquet"}), "format"),
+            (json!({"shot": 1}), "shot"),
+        ];
+        for (with, path) in cases {
+            let complaints = kind.check(&with).unwrap_err();
+            assert_eq!(complaints.iter().map(|c| c.path.as_str()).collect::<Vec<_>>(), [path], "{complaints:?}");
+        }
+    }
+
+    #[test]
+    fn params_survive_being_written_back() {
+        let kind = Kind::of::<Dataset>();
+        let once = kind.check(&json!({"shots": 2, "header": true, "label_column": "y", "shape": [2, 3]})).unwrap().params;
+        assert_eq!(kind.check(&once).unwrap().params, once);
+        assert_eq!(once["seed"], 0);
+    }
+}
