@@ -13,7 +13,10 @@
 //! more row of the table of words.
 
 pub mod artifact;
+pub mod caption;
 pub mod diffusion;
+mod history;
+pub mod pretrain;
 pub mod sampler;
 pub mod schedule;
 pub mod text;
@@ -21,6 +24,7 @@ pub mod unet;
 pub mod vocab;
 
 pub use artifact::{Config, Generator, Style};
+pub use pretrain::GeneratorPretrain;
 pub use vocab::{STYLE_TOKEN, Vocab};
 
 #[cfg(test)]
