@@ -15,7 +15,12 @@ use trestle_engine::stage::Registry;
 
 /// Every native stage kind.
 pub fn registry() -> Registry {
-    Registry::default().with::<dataset::Dataset>().with::<prompting::Prompting>().with::<table::Table>()
+    Registry::default()
+        .with::<dataset::Dataset>()
+        .with::<generator::Generation>()
+        .with::<generator::GeneratorPretrain>()
+        .with::<prompting::Prompting>()
+        .with::<table::Table>()
 }
 
 /// The instruction set that the matrix kernels use on this machine: `avx512f`, `avx2`, `neon` or `portable`. Results are the

@@ -15,6 +15,8 @@
 pub mod artifact;
 pub mod caption;
 pub mod diffusion;
+pub mod generate;
+pub mod generation;
 mod history;
 pub mod pretrain;
 pub mod sampler;
@@ -24,6 +26,7 @@ pub mod unet;
 pub mod vocab;
 
 pub use artifact::{Config, Generator, Style};
+pub use generation::Generation;
 pub use pretrain::GeneratorPretrain;
 pub use vocab::{STYLE_TOKEN, Vocab};
 
