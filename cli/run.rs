@@ -18,6 +18,8 @@ use crate::render::{self, Render};
 
 /// How long a stage has to end after an interruption.
 const GRACE: Duration = Duration::from_secs(5);
+/// Bytes that are read again at most at the end of a run.
+const SETTLE_BYTES: u64 = 256 << 20;
 /// Variables of ours that stages get.
 const PASSED: [&str; 5] = ["PATH", "HOME", "USER", "LANG", "LC_ALL"];
 
@@ -44,11 +46,24 @@ pub fn run(args: &Run) -> Result<ExitCode, Fail> {
         run_pipeline(&pipeline, &wanted, &cache, &mut project.last, &executor, &options, cancel, &mut events).await
     });
     let summary = result?;
-    project.cache.flush()?;
+    settle(&project, &summary, render.as_mut())?;
     if args.format == Format::Human && is_good(&summary) {
         render::tables(&project, &wanted)?;
     }
     Ok(exit_code(&summary))
+}
+
+/// Makes what was stored known by its stat, so that the next run need not read it again.
+fn settle(project: &Project, summary: &Summary, render: &mut dyn Render) -> Result<(), Fail> {
+    if summary.executed > 0 {
+        for blob in project.cache.settle(SETTLE_BYTES)? {
+            render.note(&format!(
+                "warning: blob:{} was changed in the store by a stage that reads it; the stage that makes it will run again",
+                blob.short()
+            ));
+        }
+    }
+    Ok(project.cache.flush()?)
 }
 
 fn is_good(summary: &Summary) -> bool {

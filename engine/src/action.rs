@@ -34,7 +34,7 @@ pub fn manifest(stage: &Stage, contents: &Contents) -> Manifest {
             manifest.push(Section::Stage, "kind", "command");
             manifest.push(Section::Stage, "version", "1");
             manifest.push(Section::Command, "script", script.as_str());
-            manifest.push(Section::Command, "shell", shell.join(" "));
+            manifest.push(Section::Command, "shell", Value::from(shell.as_slice()).to_string());
             for (name, value) in env {
                 manifest.push(Section::Env, name.as_str(), value.as_str());
             }
@@ -68,12 +68,36 @@ fn describe(action: &Action, bound: &Bound, content: &Content) -> String {
 
 /// Every leaf of a JSON value under its dotted path; an empty collection is a leaf.
 fn push_leaves(manifest: &mut Manifest, path: &str, value: &Value) {
-    let child = |part: &str| if path.is_empty() { part.to_owned() } else { format!("{path}.{part}") };
     match value {
-        Value::Object(map) if !map.is_empty() => map.iter().for_each(|(key, value)| push_leaves(manifest, &child(key), value)),
+        Value::Object(map) if !map.is_empty() => map.iter().for_each(|(key, value)| push_leaves(manifest, &child(path, key), value)),
         Value::Array(items) if !items.is_empty() => {
             items.iter().enumerate().for_each(|(i, value)| push_leaves(manifest, &format!("{path}[{i}]"), value))
         }
         leaf => manifest.push(Section::Param, path, leaf.to_string()),
+    }
+}
+
+/// The path of an entry. A key that could be read as more than one step is quoted, so that no two entries share a path.
+fn child(path: &str, key: &str) -> String {
+    if !crate::spec::is_name(key) {
+        format!("{path}[{}]", Value::from(key))
+    } else if path.is_empty() {
+        key.to_owned()
+    } else {
+        format!("{path}.{key}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn no_two_leaves_share_a_path() {
+        let mut manifest = Manifest::new();
+        push_leaves(&mut manifest, "", &json!({"a": {"b": 1, "c": [2, {"d": 3}], "e": {}}, "a.b": 4, "a[0]": 5, "": 6}));
+        let leaves: Vec<String> = manifest.iter().map(|i| format!("{}={}", i.name, i.value)).collect();
+        assert_eq!(leaves, ["[\"\"]=6", "[\"a.b\"]=4", "[\"a[0]\"]=5", "a.b=1", "a.c[0]=2", "a.c[1].d=3", "a.e={}"]);
     }
 }

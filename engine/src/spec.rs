@@ -19,8 +19,10 @@ pub struct Spec {
     pub name: Option<Spanned<String>>,
     /// `params:` in the order of the file.
     pub params: Vec<(Key, Node)>,
-    /// `stages:` in the order of the file.
+    /// `stages:` in the order of the file, without those whose shape is wrong.
     pub stages: Vec<StageSpec>,
+    /// Names of stages whose shape is wrong; what refers to them is not complained about.
+    pub broken: Vec<String>,
 }
 
 /// One entry of `stages:`.
@@ -61,14 +63,11 @@ pub enum ActionSpec {
     },
 }
 
-/// Reads the shape of a parsed file.
-///
-/// # Errors
-/// Every mistake of shape.
-pub fn read(root: &Node) -> Result<Spec, Problems> {
+/// Reads the shape of a parsed file: what could be read, and every mistake of shape.
+pub fn read(root: &Node) -> (Spec, Problems) {
     let mut reader = Reader { problems: Problems::new() };
     let spec = reader.spec(root);
-    reader.problems.or(spec)
+    (spec, reader.problems)
 }
 
 /// Whether `name` can name a stage, a param, an axis, an input or an output.
@@ -83,7 +82,7 @@ struct Reader {
 
 impl Reader {
     fn spec(&mut self, root: &Node) -> Spec {
-        let mut spec = Spec { name: None, params: Vec::new(), stages: Vec::new() };
+        let mut spec = Spec { name: None, params: Vec::new(), stages: Vec::new(), broken: Vec::new() };
         if root.is_null() {
             self.problems.push(Problem::new("spec::empty", "the pipeline file is empty").help("write at least one entry under `stages:`"));
             return spec;
@@ -96,7 +95,7 @@ impl Reader {
                 "params" => spec.params = self.named_map(node, "params"),
                 "stages" => {
                     has_stages = true;
-                    spec.stages = self.stages(node);
+                    self.stages(node, &mut spec);
                 }
                 _ => self.unknown_key(key, "a pipeline", &TOP_KEYS),
             }
@@ -107,12 +106,17 @@ impl Reader {
         spec
     }
 
-    fn stages(&mut self, node: &Node) -> Vec<StageSpec> {
+    fn stages(&mut self, node: &Node, spec: &mut Spec) {
         let entries = self.named_map(node, "stages");
         if entries.is_empty() {
             self.problems.push(Problem::new("spec::no-stages", "`stages:` is empty").at(node.span, "write at least one stage"));
         }
-        entries.iter().filter_map(|(key, node)| self.stage(key, node)).collect()
+        for (key, node) in &entries {
+            match self.stage(key, node) {
+                Some(stage) => spec.stages.push(stage),
+                None => spec.broken.push(key.name.clone()),
+            }
+        }
     }
 
     fn stage(&mut self, key: &Key, node: &Node) -> Option<StageSpec> {
@@ -132,6 +136,13 @@ impl Reader {
                 "resources" => cpus = self.resources(value),
                 _ => self.unknown_key(field, "a stage", &STAGE_KEYS),
             }
+        }
+        let names_an_action =
+            matches!(&node.data, Data::Map(entries) if entries.iter().any(|(field, _)| field.name == "uses" || field.name == "run"));
+        let has_action = fields.uses.is_some() || fields.run.is_some();
+        // What is written but could not be read was complained about already.
+        if !has_action && (names_an_action || !matches!(node.data, Data::Map(_))) {
+            return None;
         }
         let action = self.action(key, &mut fields)?;
         let name = Spanned::new(key.name.clone(), key.span);

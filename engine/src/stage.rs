@@ -253,7 +253,7 @@ impl<'a> Context<'a> {
     }
 }
 
-type CheckFn = fn(&Value) -> Result<Checked, Vec<ParamError>>;
+type CheckFn = fn(&Value) -> Result<Checked, Complaints>;
 type RunFn = fn(&Value, &mut Context<'_>) -> Result<(), StageError>;
 
 /// Parameters that passed their type and the stage's own check.
@@ -263,6 +263,15 @@ pub struct Checked {
     pub params: Value,
     /// Threads that the stage can use with these parameters.
     pub threads: Threads,
+}
+
+/// What is wrong with a `with:` value.
+#[derive(Debug, Clone)]
+pub enum Complaints {
+    /// A value has the wrong type: the first one, since nothing behind it could be read.
+    Type(ParamError),
+    /// All types are right, but these values make no sense.
+    Sense(Vec<ParamError>),
 }
 
 /// A stage kind as a value, so that the engine can keep many in one registry.
@@ -301,8 +310,8 @@ impl Kind {
     /// Types and checks a `with:` value.
     ///
     /// # Errors
-    /// Every complaint, each with its path.
-    pub fn check(&self, with: &Value) -> Result<Checked, Vec<ParamError>> {
+    /// What is wrong, each complaint with its path.
+    pub fn check(&self, with: &Value) -> Result<Checked, Complaints> {
         (self.check)(with)
     }
 
@@ -319,13 +328,13 @@ fn decode<P: DeserializeOwned>(with: &Value) -> Result<P, ParamError> {
     serde_path_to_error::deserialize(with).map_err(|e| ParamError::new(e.path().to_string(), e.into_inner().to_string()))
 }
 
-fn check<S: Stage>(with: &Value) -> Result<Checked, Vec<ParamError>> {
-    let typed: S::Params = decode(with).map_err(|e| vec![e])?;
+fn check<S: Stage>(with: &Value) -> Result<Checked, Complaints> {
+    let typed: S::Params = decode(with).map_err(Complaints::Type)?;
     let complaints = S::check(&typed);
     if !complaints.is_empty() {
-        return Err(complaints);
+        return Err(Complaints::Sense(complaints));
     }
-    let params = serde_json::to_value(&typed).map_err(|e| vec![ParamError::new("", e.to_string())])?;
+    let params = serde_json::to_value(&typed).map_err(|e| Complaints::Type(ParamError::new("", e.to_string())))?;
     Ok(Checked { params, threads: S::threads(&typed) })
 }
 

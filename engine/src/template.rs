@@ -13,6 +13,8 @@ pub struct Scope<'s> {
     pub params: &'s Map<String, Value>,
     /// Coordinates of the expanded stage.
     pub matrix: &'s BTreeMap<String, Value>,
+    /// The text of the file, to underline the very name that is wrong.
+    pub text: &'s str,
 }
 
 impl Scope<'_> {
@@ -29,6 +31,12 @@ impl Scope<'_> {
                 None => walk_map(self.params, path),
             },
         }
+    }
+
+    /// The place of `written` inside of a value; the whole value where it cannot be found, such as in a folded text.
+    fn narrow(&self, span: Span, written: &str) -> Span {
+        let inside = self.text.get(span.start..span.end).and_then(|value| value.find(written)).filter(|_| !written.is_empty());
+        inside.map_or(span, |at| Span::new(span.start + at, span.start + at + written.len()))
     }
 
     fn names(&self) -> Vec<&str> {
@@ -61,7 +69,8 @@ impl Scope<'_> {
         let pieces = match split(text) {
             Ok(pieces) => pieces,
             Err(problem) => {
-                problems.push(problem.at(span, "in this value"));
+                let written = problem.message.split('`').nth(1).unwrap_or_default().to_owned();
+                problems.push(problem.at(self.narrow(span, &written), "here"));
                 return Value::Null;
             }
         };
@@ -78,7 +87,7 @@ impl Scope<'_> {
                             "template::not-text",
                             format!("`${{{name}}}` is {} and cannot stand inside text", value_type_name(value)),
                         )
-                        .at(span, "in this value"),
+                        .at(self.narrow(span, &format!("${{{name}}}")), "here"),
                     ),
                     Some(value) => out.push_str(&plain(value)),
                     None => {}
@@ -91,7 +100,8 @@ impl Scope<'_> {
     fn named(&self, name: &str, span: Span, problems: &mut Problems) -> Option<&Value> {
         let found = self.lookup(name);
         if found.is_none() {
-            let problem = Problem::new("template::unknown-name", format!("`${{{name}}}` means nothing here")).at(span, "in this value");
+            let problem = Problem::new("template::unknown-name", format!("`${{{name}}}` means nothing here"))
+                .at(self.narrow(span, &format!("${{{name}}}")), "no param and no axis of this stage");
             let wrong = name.strip_prefix("params.").or_else(|| name.strip_prefix("matrix.")).unwrap_or(name);
             let names = self.names();
             problems.push(if names.is_empty() {
@@ -172,7 +182,7 @@ mod tests {
     fn fill(text: &str) -> Result<Value, Problems> {
         let params = json!({"n": 3, "deep": {"er": [1, 2]}, "name": "x", "seed": 9});
         let matrix = BTreeMap::from([("seed".to_owned(), json!(7))]);
-        Scope { params: params.as_object().unwrap(), matrix: &matrix }.fill(&parse(text).unwrap())
+        Scope { params: params.as_object().unwrap(), matrix: &matrix, text }.fill(&parse(text).unwrap())
     }
 
     #[test]

@@ -4,11 +4,21 @@ pub mod data;
 pub mod dataset;
 pub mod draw;
 pub mod error;
+pub mod evaluation;
+pub mod formats;
+pub mod generation;
 pub mod generator;
+pub mod generator_pretrain;
+pub mod metrics;
+pub mod model;
 pub mod nn;
 pub mod prompting;
+pub mod real_adaptation;
 pub mod rng;
+pub mod style_inversion;
+pub mod synthetic_pretrain;
 pub mod table;
+pub mod train;
 
 pub use error::{Error, Result};
 use trestle_engine::stage::Registry;
@@ -17,9 +27,13 @@ use trestle_engine::stage::Registry;
 pub fn registry() -> Registry {
     Registry::default()
         .with::<dataset::Dataset>()
-        .with::<generator::Generation>()
-        .with::<generator::GeneratorPretrain>()
+        .with::<evaluation::Evaluation>()
+        .with::<generation::Generation>()
+        .with::<generator_pretrain::GeneratorPretrain>()
         .with::<prompting::Prompting>()
+        .with::<real_adaptation::RealAdaptation>()
+        .with::<style_inversion::StyleInversion>()
+        .with::<synthetic_pretrain::SyntheticPretrain>()
         .with::<table::Table>()
 }
 

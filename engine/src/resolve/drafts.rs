@@ -1,7 +1,7 @@
 //! Stages with their own matrix expanded and the text of their inputs filled in, and the order in which to resolve them.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap, HashMap};
+use std::collections::{BTreeMap, BinaryHeap, HashMap, HashSet};
 
 use petgraph::graph::{DiGraph, NodeIndex};
 use petgraph::visit::EdgeRef;
@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 
 use super::MAX_STAGES;
 use crate::pipeline::Labels;
-use crate::problem::{Problem, Problems, Span};
+use crate::problem::{Problem, Problems, Span, suggest};
 use crate::reference::{self, Wanted};
 use crate::source::{Data, Key, Node};
 use crate::spec::{Spec, StageSpec};
@@ -35,32 +35,44 @@ pub struct DraftInput {
     pub wants: Vec<(Wanted, Span)>,
 }
 
-/// Drafts of all stages, in the order of the file.
-pub fn draft(spec: &Spec, params: &Map<String, Value>) -> Result<Vec<Draft>, Problems> {
-    let mut problems = Problems::new();
-    let mut drafts = Vec::new();
+/// What could be drafted, and which stages could not.
+pub struct Drafted {
+    /// In the order of the file.
+    pub drafts: Vec<Draft>,
+    /// Indices of [`Spec::stages`] with a mistake.
+    pub broken: HashSet<usize>,
+}
+
+/// Drafts all stages.
+pub fn draft(spec: &Spec, params: &Map<String, Value>, text: &str, problems: &mut Problems) -> Drafted {
+    let mut drafted = Drafted { drafts: Vec::new(), broken: HashSet::new() };
     let mut total = 0usize;
     for (index, stage) in spec.stages.iter().enumerate() {
-        let axes = match axes(stage, params) {
+        let axes = match axes(stage, params, text) {
             Ok(axes) => axes,
             Err(found) => {
                 problems.extend(found);
+                drafted.broken.insert(index);
                 continue;
             }
         };
         total = axes.iter().fold(1usize, |n, (_, values)| n.saturating_mul(values.len())).saturating_add(total);
         if total > MAX_STAGES {
             problems.push(too_many(stage));
+            drafted.broken.extend(index..spec.stages.len());
             break;
         }
         for own in product(&axes) {
-            match inputs(stage, params, &own) {
-                Ok(inputs) => drafts.push(Draft { spec: index, own, inputs }),
-                Err(found) => problems.extend(found),
+            match inputs(stage, params, text, &own) {
+                Ok(inputs) => drafted.drafts.push(Draft { spec: index, own, inputs }),
+                Err(found) => {
+                    problems.extend(found);
+                    drafted.broken.insert(index);
+                }
             }
         }
     }
-    problems.or(drafts)
+    drafted
 }
 
 /// The complaint about a matrix that grows over the budget.
@@ -70,11 +82,11 @@ pub fn too_many(stage: &StageSpec) -> Problem {
         .help("make the matrix smaller, or split the pipeline")
 }
 
-fn axes(stage: &StageSpec, params: &Map<String, Value>) -> Result<Vec<(String, Vec<Value>)>, Problems> {
+fn axes(stage: &StageSpec, params: &Map<String, Value>, text: &str) -> Result<Vec<(String, Vec<Value>)>, Problems> {
     let mut problems = Problems::new();
     let mut axes = Vec::new();
     let no_labels = BTreeMap::new();
-    let scope = Scope { params, matrix: &no_labels };
+    let scope = Scope { params, matrix: &no_labels, text };
     for (key, node) in &stage.matrix {
         match scope.fill(node) {
             Ok(Value::Array(values)) if !values.is_empty() => {
@@ -130,8 +142,8 @@ fn product(axes: &[(String, Vec<Value>)]) -> Vec<Labels> {
     })
 }
 
-fn inputs(stage: &StageSpec, params: &Map<String, Value>, own: &Labels) -> Result<Vec<DraftInput>, Problems> {
-    let scope = Scope { params, matrix: own };
+fn inputs(stage: &StageSpec, params: &Map<String, Value>, text: &str, own: &Labels) -> Result<Vec<DraftInput>, Problems> {
+    let scope = Scope { params, matrix: own, text };
     let mut problems = Problems::new();
     let mut inputs = Vec::new();
     for (key, node) in &stage.inputs {
@@ -165,9 +177,10 @@ fn want(scope: &Scope<'_>, node: &Node) -> Result<Option<Wanted>, Problems> {
     }
 }
 
-/// Indices of [`Spec::stages`] such that every stage comes after those that it reads from; otherwise in the order of the file.
-pub fn order(spec: &Spec, drafts: &[Draft]) -> Result<Vec<usize>, Problems> {
-    let graph = base_graph(spec, drafts)?;
+/// Indices of [`Spec::stages`] such that every stage comes after those that it reads from; otherwise in the order of the file. Stages of a cycle, and what
+/// is below one, are left out.
+pub fn order(spec: &Spec, drafts: &[Draft], problems: &mut Problems) -> Vec<usize> {
+    let graph = base_graph(spec, drafts, problems);
     let mut waiting: Vec<usize> = graph.node_indices().map(|node| graph.neighbors_directed(node, petgraph::Incoming).count()).collect();
     let mut ready: BinaryHeap<Reverse<usize>> = (0..waiting.len()).filter(|&i| waiting[i] == 0).map(Reverse).collect();
     let mut order = Vec::with_capacity(waiting.len());
@@ -180,14 +193,16 @@ pub fn order(spec: &Spec, drafts: &[Draft]) -> Result<Vec<usize>, Problems> {
             }
         }
     }
-    if order.len() == waiting.len() { Ok(order) } else { Err(cycles(spec, &graph)) }
+    if order.len() < waiting.len() {
+        problems.extend(cycles(spec, &graph));
+    }
+    order
 }
 
 /// An edge from each stage to those that read from it, with the place of the (first) reference.
-fn base_graph(spec: &Spec, drafts: &[Draft]) -> Result<DiGraph<(), Span>, Problems> {
+fn base_graph(spec: &Spec, drafts: &[Draft], problems: &mut Problems) -> DiGraph<(), Span> {
     let index: HashMap<&str, usize> = spec.stages.iter().enumerate().map(|(i, stage)| (stage.name.value.as_str(), i)).collect();
     let mut edges: BTreeMap<(usize, usize), Span> = BTreeMap::new();
-    let mut problems = Problems::new();
     for draft in drafts {
         for (wanted, span) in draft.inputs.iter().flat_map(|input| &input.wants) {
             let Wanted::Output(reference) = wanted else { continue };
@@ -195,6 +210,7 @@ fn base_graph(spec: &Spec, drafts: &[Draft]) -> Result<DiGraph<(), Span>, Proble
                 Some(&from) => {
                     edges.entry((from, draft.spec)).or_insert(*span);
                 }
+                None if spec.broken.contains(&reference.stage) => {}
                 None => problems.push(unknown_stage(spec, reference, *span)),
             }
         }
@@ -206,19 +222,20 @@ fn base_graph(spec: &Spec, drafts: &[Draft]) -> Result<DiGraph<(), Span>, Proble
     for ((from, to), span) in edges {
         graph.add_edge(NodeIndex::new(from), NodeIndex::new(to), span);
     }
-    problems.or(graph)
+    graph
 }
 
 fn unknown_stage(spec: &Spec, reference: &reference::Reference, span: Span) -> Problem {
     let problem =
         Problem::new("reference::unknown-stage", format!("there is no stage `{}`", reference.stage)).at(span, "in this reference");
-    let problem = problem.nearest(&reference.stage, spec.stages.iter().map(|stage| stage.name.value.as_str()));
-    match &reference.output {
-        Some(output) if !reference.gather && reference.fixed.is_empty() => {
-            let offer = problem.help.clone().unwrap_or_default();
-            problem.help(format!("{offer}; for a file of the project write `./{}.{output}`", reference.stage))
+    let names: Vec<&str> =
+        spec.stages.iter().map(|stage| stage.name.value.as_str()).chain(spec.broken.iter().map(String::as_str)).collect();
+    let may_be_a_file = reference.output.is_some() && !reference.gather && reference.fixed.is_empty();
+    match (suggest(&reference.stage, &names), &reference.output) {
+        (None, Some(output)) if may_be_a_file => {
+            problem.help(format!("for a file of the project write `./{}.{output}`; stages are: {}", reference.stage, names.join(", ")))
         }
-        _ => problem,
+        _ => problem.nearest(&reference.stage, names),
     }
 }
 

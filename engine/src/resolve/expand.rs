@@ -16,12 +16,13 @@ use crate::template::{Scope, plain};
 
 /// Expands stage after stage, in topological order.
 pub struct Expander<'s> {
-    pub(super) spec: &'s Spec,
-    pub(super) params: &'s Map<String, Value>,
-    pub(super) root: &'s Path,
-    pub(super) registry: &'s Registry,
-    pub(super) stages: Vec<Stage>,
-    pub(super) problems: Problems,
+    spec: &'s Spec,
+    params: &'s Map<String, Value>,
+    text: &'s str,
+    root: &'s Path,
+    registry: &'s Registry,
+    stages: Vec<Stage>,
+    problems: Problems,
     /// Expanded stages of every stage of the file.
     instances: Vec<Vec<StageId>>,
     /// Stages of the file with mistakes of their own: what reads from them is not complained about.
@@ -52,22 +53,32 @@ struct Port {
 }
 
 impl<'s> Expander<'s> {
-    /// An expander over a file.
-    pub fn new(spec: &'s Spec, params: &'s Map<String, Value>, root: &'s Path, registry: &'s Registry) -> Self {
+    /// An expander over a file, in which the stages `broken` have mistakes already.
+    pub fn new(
+        spec: &'s Spec,
+        params: &'s Map<String, Value>,
+        text: &'s str,
+        root: &'s Path,
+        registry: &'s Registry,
+        broken: HashSet<usize>,
+    ) -> Self {
         let index = spec.stages.iter().enumerate().map(|(i, stage)| (stage.name.value.as_str(), i)).collect();
         let instances = vec![Vec::new(); spec.stages.len()];
-        Self { spec, params, root, registry, stages: Vec::new(), problems: Problems::new(), instances, broken: HashSet::new(), index }
+        Self { spec, params, text, root, registry, stages: Vec::new(), problems: Problems::new(), instances, broken, index }
     }
 
     /// All expanded stages in topological order.
-    pub fn run(mut self, drafts: &[Draft], order: &[usize]) -> Result<Vec<Stage>, Problems> {
+    pub fn run(mut self, drafts: &[Draft], order: &[usize], problems: &mut Problems) -> Vec<Stage> {
         let mut by_spec: Vec<Vec<&Draft>> = vec![Vec::new(); self.spec.stages.len()];
         for draft in drafts {
             by_spec[draft.spec].push(draft);
         }
         for &base in order {
             let before = self.stages.len();
-            let sound = self.check_kind(base) && by_spec[base].iter().all(|draft| self.expand(draft));
+            let mut sound = self.check_kind(base);
+            for draft in &by_spec[base] {
+                sound &= self.expand(draft);
+            }
             if !sound {
                 self.broken.insert(base);
             }
@@ -77,8 +88,8 @@ impl<'s> Expander<'s> {
             }
             self.instances[base] = (before..self.stages.len()).collect();
         }
-        let stages = self.stages;
-        self.problems.or(stages)
+        problems.extend(self.problems);
+        self.stages
     }
 
     fn kind_of(&self, stage: &StageSpec) -> Option<&'s Kind> {
@@ -320,7 +331,7 @@ impl<'s> Expander<'s> {
 
     fn finish(&mut self, spec: &'s StageSpec, kind: Option<&'s Kind>, draft: &Draft, partial: Partial) -> bool {
         let Partial { labels, slots } = partial;
-        let scope = Scope { params: self.params, matrix: &labels };
+        let scope = Scope { params: self.params, matrix: &labels, text: self.text };
         let slots: Vec<Slot> = slots.into_iter().map(|(i, picked)| self.slot(kind, &draft.inputs[i], picked)).collect();
         let built = match (&spec.action, kind) {
             (ActionSpec::Uses { with, .. }, Some(kind)) => params::native(spec, kind, with.as_ref(), &scope),

@@ -47,27 +47,26 @@ impl Override {
 /// # Errors
 /// Every mistake that could be found.
 pub fn pipeline(text: &str, root: &Path, fallback_name: &str, overrides: &[Override], registry: &Registry) -> Result<Pipeline, Problems> {
-    let spec = spec::read(&source::parse(text)?)?;
-    let params = effective_params(&spec, overrides)?;
-    let drafts = drafts::draft(&spec, &params)?;
-    let order = drafts::order(&spec, &drafts)?;
-    let stages = expand::Expander::new(&spec, &params, root, registry).run(&drafts, &order)?;
+    let (spec, mut problems) = spec::read(&source::parse(text)?);
+    let params = effective_params(&spec, overrides, &mut problems);
+    let drafted = drafts::draft(&spec, &params, text, &mut problems);
+    let order = drafts::order(&spec, &drafted.drafts, &mut problems);
+    let stages = expand::Expander::new(&spec, &params, text, root, registry, drafted.broken).run(&drafted.drafts, &order, &mut problems);
     let name = spec.name.map_or_else(|| fallback_name.to_owned(), |name| name.value);
-    Ok(Pipeline { name, root: root.to_owned(), params, stages })
+    problems.or(Pipeline { name, root: root.to_owned(), params, stages })
 }
 
-fn effective_params(spec: &Spec, overrides: &[Override]) -> Result<Map<String, Value>, Problems> {
+fn effective_params(spec: &Spec, overrides: &[Override], problems: &mut Problems) -> Map<String, Value> {
     let mut params: Map<String, Value> = spec.params.iter().map(|(key, node)| (key.name.clone(), node.to_value())).collect();
-    let mut problems = Problems::new();
     for (_, node) in &spec.params {
-        refuse_templates(node, &mut problems);
+        refuse_templates(node, problems);
     }
     for Override { path, value } in overrides {
         if let Err(problem) = set(&mut params, path, value) {
             problems.push(problem);
         }
     }
-    problems.or(params)
+    params
 }
 
 fn refuse_templates(node: &source::Node, problems: &mut Problems) {

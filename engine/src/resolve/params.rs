@@ -8,7 +8,7 @@ use crate::pipeline::{Action, Output};
 use crate::problem::{Problem, Problems, Span};
 use crate::source::{Data, Node};
 use crate::spec::StageSpec;
-use crate::stage::{Kind, ParamError, Threads};
+use crate::stage::{Complaints, Kind, ParamError, Threads};
 use crate::template::Scope;
 
 /// What a stage becomes once its action is resolved.
@@ -52,27 +52,28 @@ fn key_span(with: Option<&Node>, name: &str) -> Option<Span> {
     }
 }
 
-/// Types the params; after a complaint the value is left out and the rest is looked at again, so that all complaints come at once.
+/// Types the params. A value of a wrong type is left out and the rest is looked at again, so that all such complaints come at once.
 fn check(stage: &StageSpec, kind: &Kind, with: Option<&Node>, mut value: Value, problems: &mut Problems) -> Option<crate::stage::Checked> {
-    let mut removed = Vec::new();
+    let mut removed: Vec<String> = Vec::new();
     loop {
-        let complaints = match kind.check(&value) {
+        match kind.check(&value) {
             Ok(checked) => return Some(checked),
-            Err(complaints) => complaints,
-        };
-        let mut took_one = false;
-        for complaint in &complaints {
-            let follows_from_removal = removed.iter().any(|name: &String| complaint.message.contains(&format!("missing field `{name}`")));
-            if follows_from_removal {
+            // What makes no sense once values were left out may have made sense with them.
+            Err(Complaints::Sense(_)) if !removed.is_empty() => return None,
+            Err(Complaints::Sense(complaints)) => {
+                complaints.iter().for_each(|complaint| problems.push(describe(stage, kind, with, complaint)));
                 return None;
             }
-            problems.push(describe(stage, kind, with, complaint));
-            let head = complaint.path.split(['.', '[']).next().unwrap_or_default().to_owned();
-            took_one |= value.as_object_mut().and_then(|map| map.remove(&head)).is_some();
-            removed.push(head);
-        }
-        if !took_one {
-            return None;
+            Err(Complaints::Type(complaint)) => {
+                let follows = removed.iter().any(|name| complaint.message.contains(&format!("missing field `{name}`")));
+                if follows {
+                    return None;
+                }
+                problems.push(describe(stage, kind, with, &complaint));
+                let head = complaint.path.split(['.', '[']).next().unwrap_or_default().to_owned();
+                value.as_object_mut().and_then(|map| map.remove(&head))?;
+                removed.push(head);
+            }
         }
     }
 }
@@ -86,5 +87,32 @@ fn describe(stage: &StageSpec, kind: &Kind, with: Option<&Node>, complaint: &Par
             .at(span, "not given here")
             .help(format!("add {missing} under `with:`"));
     }
-    Problem::new("stage::bad-param", format!("{subject} cannot be used: {}", complaint.message)).at(span, "this value")
+    Problem::new("stage::bad-param", format!("{subject} cannot be used: {}", in_words(&complaint.message))).at(span, "this value")
+}
+
+/// serde's words for types, and ours.
+const TYPES: [(&str, &str); 10] = [
+    ("usize", "a whole number of at least 0"),
+    ("u64", "a whole number of at least 0"),
+    ("u32", "a whole number of at least 0"),
+    ("i64", "a whole number"),
+    ("f64", "a number"),
+    ("f32", "a number"),
+    ("a sequence", "a list"),
+    ("a map", "a map"),
+    ("a boolean", "true or false"),
+    ("a string", "a text"),
+];
+
+/// `invalid type: string "five", expected usize` as a person would say it.
+fn in_words(message: &str) -> String {
+    let Some((found, expected)) = message
+        .strip_prefix("invalid type: ")
+        .or_else(|| message.strip_prefix("invalid value: "))
+        .and_then(|rest| rest.split_once(", expected "))
+    else {
+        return message.to_owned();
+    };
+    let wanted = TYPES.iter().find(|(word, _)| *word == expected).map_or(expected, |(_, words)| words);
+    format!("it must be {wanted}, this is the {found}")
 }

@@ -13,12 +13,7 @@
 //! more row of the table of words.
 
 pub mod artifact;
-pub mod caption;
 pub mod diffusion;
-pub mod generate;
-pub mod generation;
-mod history;
-pub mod pretrain;
 pub mod sampler;
 pub mod schedule;
 pub mod text;
@@ -26,8 +21,6 @@ pub mod unet;
 pub mod vocab;
 
 pub use artifact::{Config, Generator, Style};
-pub use generation::Generation;
-pub use pretrain::GeneratorPretrain;
 pub use vocab::{STYLE_TOKEN, Vocab};
 
 #[cfg(test)]

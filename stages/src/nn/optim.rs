@@ -34,14 +34,15 @@ impl AdamW {
         Self { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: weight_decay as f32, step: 0, state: BTreeMap::new() }
     }
 
-    /// One step on all tensors of `params` that have a gradient and that `trains` lets through.
+    /// One step on all tensors of `params` that `trains` lets through.
     ///
     /// # Errors
-    /// If a gradient cannot be read.
+    /// If one of them has no gradient: it was cut on the way, or it should not be trained.
     pub fn step(&mut self, params: &Params, grads: &GradStore, lr: f64, trains: impl Fn(&str) -> bool) -> Result<()> {
         self.step += 1;
         for (name, var) in params.iter().filter(|(name, _)| trains(name)) {
-            let Some(grad) = grads.get(var) else { continue };
+            let grad =
+                grads.get(var).ok_or_else(|| Error::argument(format!("`{name}` has no gradient: the loss does not depend on it")))?;
             let n = var.elem_count();
             let (mean, square) = self.state.remove(name).unwrap_or_else(|| (vec![0.0; n], vec![0.0; n]));
             let decay = if var.dims().len() > 1 { self.weight_decay } else { 0.0 };

@@ -1,0 +1,75 @@
+//! Speed of the kernels: `cargo run --release -p trestle-stages --example kernels`.
+//!
+//! Prints GFLOP a processor second of convolutions of the quickstart's shapes, forward and with both backward passes, on one thread and on all.
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
+
+use std::time::Instant;
+
+use candle_core::{Device, Tensor, Var};
+use trestle_stages::nn::ops::conv2d;
+use trestle_stages::rng::Stream;
+
+fn tensor(shape: &[usize]) -> Tensor {
+    Tensor::from_vec(Stream::new(1, "x").normals(shape.iter().product()), shape, &Device::Cpu).unwrap()
+}
+
+/// Processor seconds of this process so far, all threads together; other programs' load does not count.
+fn cpu() -> f64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+    (fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap()) / 100.0
+}
+
+/// Processor seconds of one run, over enough runs for the clock's ticks of 10 ms.
+fn seconds(mut f: impl FnMut()) -> f64 {
+    f();
+    let (start, begin) = (cpu(), Instant::now());
+    let mut runs = 0;
+    while cpu() - start < 0.4 && begin.elapsed().as_secs() < 5 {
+        f();
+        runs += 1;
+    }
+    (cpu() - start) / f64::from(runs)
+}
+
+fn main() {
+    println!("{:>24} {:>9} {:>9} {:>12}", "n×h×w×c→o k", "threads", "forward", "fwd+bwd");
+    for (n, h, c, o, k) in [
+        (64, 8, 32, 32, 3),
+        (64, 8, 64, 64, 3),
+        (64, 8, 48, 48, 3),
+        (64, 4, 64, 64, 3),
+        (64, 4, 128, 128, 3),
+        (64, 8, 64, 64, 1),
+        (64, 16, 32, 32, 3),
+    ] {
+        let x = Var::from_tensor(&tensor(&[n, h, h, c])).unwrap();
+        let w = Var::from_tensor(&tensor(&[k, k, c, o])).unwrap();
+        let flops = 2.0 * (n * h * h * k * k * c * o) as f64;
+        for threads in [1, rayon::current_num_threads()] {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| {
+                let forward =
+                    seconds(|| drop(conv2d(x.as_detached_tensor().as_ref(), w.as_detached_tensor().as_ref(), None, 1, k / 2).unwrap()));
+                let both = seconds(|| drop(conv2d(&x, &w, None, 1, k / 2).unwrap().sum_all().unwrap().backward().unwrap()));
+                println!(
+                    "{:>24} {threads:>9} {:>9.1} {:>12.1}",
+                    format!("{n}×{h}×{h}×{c}→{o} {k}"),
+                    flops / forward / 1e9,
+                    3.0 * flops / both / 1e9
+                );
+            });
+        }
+    }
+}
+
+/// A tensor without its history.
+trait Detached {
+    fn as_detached_tensor(&self) -> Box<Tensor>;
+}
+
+impl Detached for Var {
+    fn as_detached_tensor(&self) -> Box<Tensor> {
+        Box::new(self.as_tensor().detach())
+    }
+}

@@ -1,0 +1,100 @@
+#![allow(clippy::unwrap_used)]
+
+use super::*;
+use crate::nn::gradcheck;
+use crate::nn::ops::cross_entropy;
+
+fn set(side: usize) -> ImageSet {
+    let mut stream = Stream::new(1, "pixels");
+    let images = (0..4 * side * side).map(|_| stream.below(256) as u8).collect();
+    ImageSet::new(images, vec![0, 1, 2, 0], (side, side, 1), vec!["a".into(), "b".into(), "c".into()], "test").unwrap()
+}
+
+fn model() -> Model {
+    Model::new(Config::for_images(Arch::SmallCnn, 8, &set(8)).unwrap(), 1).unwrap()
+}
+
+fn input() -> Tensor {
+    set(8).to_f32(&[0, 1, 2, 3], Normalisation::Signed).unwrap()
+}
+
+#[test]
+fn every_tensor_has_a_right_gradient() {
+    let model = model();
+    let targets = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.1, 0.1, 0.8, 0.5, 0.5, 0.0];
+    let findings = gradcheck::check(&model.params, |p| Ok(cross_entropy(&model.logits(p, &input())?, &targets)?)).unwrap();
+    assert_eq!(findings.len(), 3 * model.params.iter().count());
+}
+
+#[test]
+fn the_usual_width_has_the_documented_size() {
+    let images = ImageSet::new(vec![0; 256], vec![0], (16, 16, 1), (0..10).map(|i| i.to_string()).collect(), "test").unwrap();
+    let count = Model::new(Config::for_images(Arch::SmallCnn, 32, &images).unwrap(), 1).unwrap().params.count();
+    assert!((93_500..94_500).contains(&count), "{count}");
+}
+
+#[test]
+fn a_frozen_unit_gets_no_gradient() {
+    let model = model();
+    let weights = model.frozen(&["conv1".into(), "conv2".into()]).unwrap();
+    let grads = model.logits(&weights, &input()).unwrap().sum_all().unwrap().backward().unwrap();
+    for (name, var) in model.params.iter() {
+        assert_eq!(grads.get(var).is_some(), matches!(unit_of(name), "conv3" | HEAD), "{name}");
+    }
+    let message = model.frozen(&["conv9".into()]).unwrap_err().to_string();
+    assert_eq!(message, "the model has no unit `conv9`; its units are conv1, conv2, conv3, head");
+}
+
+#[test]
+fn a_prefix_is_the_start_of_the_model() {
+    let model = model();
+    let dims = |units| model.prefix(&model.params, &input(), units).unwrap().dims().to_vec();
+    assert_eq!([dims(0), dims(1), dims(2), dims(3)], [vec![4, 8, 8, 1], vec![4, 4, 4, 8], vec![4, 2, 2, 16], vec![4, 2, 2, 32]]);
+    assert_eq!(dims(4), [4, 3]);
+    assert!(model.prefix(&model.params, &input(), 5).is_err());
+}
+
+#[test]
+fn a_new_head_leaves_the_rest() {
+    let mut model = model();
+    let (conv, head) = (model.params.values("conv3.weight").unwrap(), model.params.values("head.weight").unwrap());
+    model.reinit_head(&["x".into(), "y".into()], 1).unwrap();
+    assert_eq!(model.params.values("conv3.weight").unwrap(), conv);
+    assert_ne!(model.params.values("head.weight").unwrap()[..4], head[..4]);
+    assert_eq!(model.logits(&model.params, &input()).unwrap().dims(), [4, 2]);
+}
+
+#[test]
+fn a_model_survives_a_folder_and_lies_are_found() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let model = model();
+    model.write(dir).unwrap();
+    let bytes = fs::read(dir.join(FILE)).unwrap();
+    let read = Model::read(dir).unwrap();
+    assert_eq!(read.config, model.config);
+    read.write(dir).unwrap();
+    assert_eq!(fs::read(dir.join(FILE)).unwrap(), bytes);
+
+    let config = fs::read_to_string(dir.join(CONFIG)).unwrap();
+    fs::write(dir.join(CONFIG), config.replace("\"width\": 8", "\"width\": 16")).unwrap();
+    let message = Model::read(dir).unwrap_err().to_string();
+    assert!(message.contains(FILE) && message.contains("conv1.norm.bias") && message.contains("shape"), "{message}");
+    fs::write(dir.join(CONFIG), config.replace("small-cnn", "resnet-18")).unwrap();
+    let message = Model::read(dir).unwrap_err().to_string();
+    assert!(message.contains(CONFIG) && message.contains("resnet-18"), "{message}");
+}
+
+#[test]
+fn images_that_do_not_fit_are_refused() {
+    assert!(Config::for_images(Arch::SmallCnn, 8, &set(10)).unwrap_err().to_string().contains("multiples of 4, not 10x10"));
+    assert!(Config::for_images(Arch::SmallCnn, 9, &set(8)).unwrap_err().to_string().contains("not a multiple of 8"));
+    let message = model().config.expect_size(&set(12), Path::new("data")).unwrap_err().to_string();
+    assert!(message.contains("data: images of 12x12 with 1 channels, yet the model takes 8x8"), "{message}");
+    let mut other = set(8);
+    other.meta.classes[2] = "z".into();
+    let message = model().config.expect_classes(&other, Path::new("data")).unwrap_err().to_string();
+    assert!(message.contains("label 2 is `z`, for the model it is `c`"), "{message}");
+    other.meta.classes.push("d".into());
+    assert!(model().config.expect_classes(&other, Path::new("data")).unwrap_err().to_string().contains("4 classes, yet the model has 3"));
+}

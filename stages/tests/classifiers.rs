@@ -1,0 +1,195 @@
+//! The stages that train and judge classifiers, run as the engine runs them, on the digits of this repository.
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use trestle_engine::stage::{Context, Input, Progress, Sink, StageError};
+use trestle_stages::data::ImageSet;
+use trestle_stages::registry;
+
+#[derive(Default)]
+struct Notes {
+    steps: Vec<Progress>,
+    metrics: BTreeMap<String, f64>,
+}
+
+impl Sink for Notes {
+    fn progress(&mut self, progress: Progress) {
+        self.steps.push(progress);
+    }
+    fn metric(&mut self, name: &str, value: f64) {
+        self.metrics.insert(name.to_owned(), value);
+    }
+}
+
+struct Bench {
+    dir: TempDir,
+}
+
+impl Bench {
+    fn new() -> Self {
+        Self { dir: tempfile::tempdir().unwrap() }
+    }
+
+    /// Runs a stage into the folder `to`.
+    fn run(&self, kind: &str, to: &str, with: Value, inputs: &[(&str, &[&Path])]) -> Result<Notes, StageError> {
+        let registry = registry();
+        let kind = registry.get(kind).unwrap();
+        let params = kind.check(&with).unwrap().params;
+        let path = |path: &&Path| Input { path: path.to_path_buf(), labels: BTreeMap::new() };
+        let inputs = inputs.iter().map(|(name, paths)| ((*name).to_owned(), paths.iter().map(path).collect())).collect();
+        let out = self.dir.path().join(to);
+        fs::create_dir_all(&out).unwrap();
+        let outputs = kind.outputs.iter().map(|port| (port.name.to_owned(), out.join(port.path))).collect();
+        let mut notes = Notes::default();
+        kind.run(&params, &mut Context::new(inputs, outputs, 2, &mut notes))?;
+        Ok(notes)
+    }
+
+    fn at(&self, path: &str) -> PathBuf {
+        self.dir.path().join(path)
+    }
+
+    fn scores(&self, to: &str) -> Value {
+        serde_json::from_str(&fs::read_to_string(self.at(to).join("scores/scores.json")).unwrap()).unwrap()
+    }
+
+    /// Few real digits to learn from, many to judge by, and digits of typefaces.
+    fn digits(&self) {
+        let data = |name: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join("../pipelines/data").join(name);
+        let real = json!({"shots": 5, "limit_test": 500, "seed": 1, "size": 16});
+        self.run("dataset", "real", real, &[("source", &[&data("optdigits.safetensors")])]).unwrap();
+        self.run("dataset", "fonts", json!({"size": 16, "shots": 60}), &[("source", &[&data("fontdigits.safetensors")])]).unwrap();
+    }
+}
+
+fn bytes(folder: &Path) -> BTreeMap<String, Vec<u8>> {
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap());
+    entries.map(|e| (e.file_name().into_string().unwrap(), fs::read(e.path()).unwrap())).collect()
+}
+
+#[test]
+fn bridged_transfer_from_typefaces_to_handwriting() {
+    let bench = Bench::new();
+    bench.digits();
+    let (fonts, real, test) = (bench.at("fonts/train"), bench.at("real/train"), bench.at("real/test"));
+    let augment = json!({"shift": 1.0, "scale": 0.1});
+    let pretrain = json!({"width": 16, "steps": 60, "mixup": 0.2, "augment": augment, "seed": 1});
+    let notes = bench.run("synthetic-pretrain", "pre", pretrain, &[("data", &[&fonts])]).unwrap();
+    assert_eq!((notes.steps.len(), notes.steps[0].step, notes.steps[0].total), (60, 1, 60));
+    assert!(notes.steps[59].loss.unwrap() < notes.steps[0].loss.unwrap());
+    let metrics = fs::read_to_string(bench.at("pre/metrics.csv")).unwrap();
+    assert_eq!((metrics.lines().next(), metrics.lines().count()), (Some("step,loss,accuracy,lr"), 61));
+
+    let adapt = |to: &str, extra: Value, inputs: &[(&str, &[&Path])]| {
+        let mut with = json!({"width": 16, "steps": 120, "augment": augment, "seed": 1});
+        with.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+        bench.run("real-adaptation", to, with, inputs).unwrap();
+        let model = bench.at(to).join("model");
+        let notes = bench.run("evaluation", to, json!({}), &[("model", &[&model]), ("data", &[&test])]).unwrap();
+        assert_eq!(notes.metrics["top1"], bench.scores(to)["top1"].as_f64().unwrap());
+        notes.metrics["top1"]
+    };
+    let pre = bench.at("pre/model");
+    let vanilla = adapt("vanilla", json!({}), &[("data", &[&real])]);
+    let mixed = adapt("mixed", json!({"mix": 0.5}), &[("data", &[&real]), ("extra", &[&fonts])]);
+    let bridged = adapt("bridged", json!({}), &[("data", &[&real]), ("model", &[&pre])]);
+    let plus = adapt("plus", json!({"reinit_head": true, "freeze": ["conv1"]}), &[("data", &[&real]), ("model", &[&pre])]);
+    for (name, top1) in [("vanilla", vanilla), ("mixed", mixed), ("bridged", bridged), ("bridged++", plus)] {
+        assert!(top1 > 0.5, "{name} {top1}; vanilla {vanilla} mixed {mixed} bridged {bridged} bridged++ {plus}");
+    }
+    // The same again gives the same bytes.
+    let first = bytes(&bench.at("plus/model"));
+    adapt("again", json!({"reinit_head": true, "freeze": ["conv1"]}), &[("data", &[&real]), ("model", &[&pre])]);
+    assert_eq!(first, bytes(&bench.at("again/model")));
+
+    let confusion = fs::read_to_string(bench.at("bridged/scores/confusion.csv")).unwrap();
+    let total: usize =
+        confusion.lines().skip(1).flat_map(|line| line.split(',').skip(1).map(|v| v.parse::<usize>().unwrap()).collect::<Vec<_>>()).sum();
+    assert_eq!((total as u64, confusion.lines().count()), (bench.scores("bridged")["count"].as_u64().unwrap(), 11));
+}
+
+fn plain(classes: &[&str], side: usize) -> ImageSet {
+    let labels: Vec<u32> = (0..classes.len() as u32).collect();
+    let images = (0..labels.len() * side * side).map(|i| (i % 251) as u8).collect();
+    ImageSet::new(images, labels, (side, side, 1), classes.iter().map(|c| (*c).to_owned()).collect(), "plain").unwrap()
+}
+
+#[test]
+fn what_does_not_fit_is_refused_with_place_and_way_out() {
+    let bench = Bench::new();
+    for (name, set) in
+        [("ab", plain(&["a", "b"], 8)), ("abc", plain(&["a", "b", "c"], 8)), ("ax", plain(&["a", "x"], 8)), ("big", plain(&["a", "b"], 16))]
+    {
+        set.write(&bench.at(name)).unwrap();
+    }
+    let short = json!({"width": 8, "steps": 2});
+    bench.run("synthetic-pretrain", "pre", short.clone(), &[("data", &[&bench.at("ab")])]).unwrap();
+    let model = bench.at("pre/model");
+    let adapt = |with: Value, data: &str| {
+        bench.run("real-adaptation", "adapted", with, &[("data", &[&bench.at(data)]), ("model", &[&model])]).map(|_| ())
+    };
+    let error = adapt(short.clone(), "abc").unwrap_err();
+    assert!(error.message.contains("abc: 3 classes, yet the model has 2") && error.help.unwrap().contains("reinit_head"));
+    assert!(adapt(short.clone(), "ax").unwrap_err().message.contains("label 1 is `x`, for the model it is `b`"));
+    assert!(adapt(short.clone(), "big").unwrap_err().message.contains("images of 16x16 with 1 channels, yet the model takes 8x8"));
+    adapt(json!({"steps": 2, "reinit_head": true}), "abc").unwrap();
+    assert!(adapt(json!({"steps": 2, "freeze": ["conv7"]}), "ab").unwrap_err().message.contains("no unit `conv7`"));
+    let error = bench
+        .run("real-adaptation", "x", json!({"steps": 2, "freeze": ["conv1"]}), &[("data", &[&bench.at("ab")])])
+        .map(|_| ())
+        .unwrap_err();
+    assert!(error.message.contains("random weights"), "{}", error.message);
+    let error = bench
+        .run("synthetic-pretrain", "y", json!({"width": 8, "steps": 30, "lr": 1e30}), &[("data", &[&bench.at("ab")])])
+        .map(|_| ())
+        .unwrap_err();
+    assert!(error.message.contains("the loss is"), "{}", error.message);
+    assert!(!bench.at("y/model").exists(), "a diverged training leaves no output");
+    let error = bench.run("evaluation", "z", json!({}), &[("model", &[&model]), ("data", &[&bench.at("abc")])]).map(|_| ()).unwrap_err();
+    assert!(error.message.contains("3 classes"), "{}", error.message);
+
+    // A wrong byte in the weights.
+    let file = model.join("model.safetensors");
+    let mut damaged = fs::read(&file).unwrap();
+    let n = damaged.len();
+    damaged[n - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
+    fs::write(&file, damaged).unwrap();
+    let error = bench.run("evaluation", "z", json!({}), &[("model", &[&model]), ("data", &[&bench.at("ab")])]).map(|_| ()).unwrap_err();
+    assert!(error.message.contains("model.safetensors: value") && error.message.contains("is not finite"), "{}", error.message);
+}
+
+#[test]
+fn several_sets_of_real_images_go_into_one() {
+    let bench = Bench::new();
+    plain(&["a", "b"], 8).write(&bench.at("one")).unwrap();
+    plain(&["a", "b"], 8).write(&bench.at("two")).unwrap();
+    plain(&["a", "c"], 8).write(&bench.at("other")).unwrap();
+    let run = |second: &str| {
+        bench.run(
+            "real-adaptation",
+            "out",
+            json!({"width": 8, "epochs": 2, "batch": 2}),
+            &[("data", &[&bench.at("one"), &bench.at(second)])],
+        )
+    };
+    assert_eq!(run("two").unwrap().steps.len(), 4);
+    assert!(run("other").map(|_| ()).unwrap_err().message.contains("other: sets with the classes"));
+}
+
+#[test]
+fn params_that_make_no_sense_name_their_path() {
+    let registry = registry();
+    let paths = |kind: &str, with: Value| -> Vec<String> {
+        registry.get(kind).unwrap().check(&with).unwrap_err().into_iter().map(|e| e.path).collect()
+    };
+    assert_eq!(paths("synthetic-pretrain", json!({"epochs": 1, "steps": 5, "lr": 0})), ["lr", "steps"]);
+    assert_eq!(paths("real-adaptation", json!({"mix": 0, "augment": {"scale": 2}})), ["augment.scale", "mix"]);
+    assert_eq!(paths("real-adaptation", json!({"augment": {"shfit": 2}})), ["augment.shfit"]);
+    assert_eq!(paths("evaluation", json!({"batch": 0, "top_k": 0})), ["batch", "top_k"]);
+    assert_eq!(paths("evaluation", json!({"topk": 1})), ["topk"]);
+}

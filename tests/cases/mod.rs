@@ -1,0 +1,7 @@
+mod changes;
+mod commands;
+mod damage;
+mod failures;
+mod language;
+mod native;
+mod ui;
