@@ -116,7 +116,7 @@ impl<'a> Planner<'a> {
                 match &bound.origin {
                     Origin::File { path, .. } => values.push(self.source(path)?),
                     Origin::Output { stage, output } => match self.known[*stage].as_ref().and_then(|outputs| outputs.get(output)) {
-                        Some(content) => values.push(content.clone()),
+                        Some(content) => values.push(*content),
                         None => waits.push(*stage),
                     },
                 }
@@ -131,10 +131,10 @@ impl<'a> Planner<'a> {
     /// A source is hashed once a run: all its readers see the same version of it.
     fn source(&mut self, path: &Path) -> Result<Content, Error> {
         if let Some(content) = self.sources.get(path) {
-            return Ok(content.clone());
+            return Ok(*content);
         }
         let content = self.cache.source(path)?;
-        self.sources.insert(path.to_owned(), content.clone());
+        self.sources.insert(path.to_owned(), content);
         Ok(content)
     }
 

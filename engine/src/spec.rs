@@ -100,7 +100,8 @@ impl Reader {
                 _ => self.unknown_key(key, "a pipeline", &TOP_KEYS),
             }
         }
-        if !has_stages {
+        // A misspelt `stages`, or what is no map at all, was complained about already.
+        if !has_stages && self.problems.is_empty() {
             self.problems.push(Problem::new("spec::no-stages", "a pipeline needs `stages:`").at(root.span, "no `stages:` in here"));
         }
         spec

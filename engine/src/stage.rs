@@ -274,6 +274,17 @@ pub enum Complaints {
     Sense(Vec<ParamError>),
 }
 
+impl std::ops::Deref for Complaints {
+    type Target = [ParamError];
+
+    fn deref(&self) -> &[ParamError] {
+        match self {
+            Self::Type(complaint) => std::slice::from_ref(complaint),
+            Self::Sense(complaints) => complaints,
+        }
+    }
+}
+
 /// A stage kind as a value, so that the engine can keep many in one registry.
 pub struct Kind {
     /// [`Stage::KIND`].

@@ -34,7 +34,7 @@ impl Scope<'_> {
     }
 
     /// The place of `written` inside of a value; the whole value where it cannot be found, such as in a folded text.
-    fn narrow(&self, span: Span, written: &str) -> Span {
+    pub fn narrow(&self, span: Span, written: &str) -> Span {
         let inside = self.text.get(span.start..span.end).and_then(|value| value.find(written)).filter(|_| !written.is_empty());
         inside.map_or(span, |at| Span::new(span.start + at, span.start + at + written.len()))
     }
@@ -151,7 +151,9 @@ fn split(text: &str) -> Result<Vec<Piece<'_>>, Problem> {
             pieces.push(Piece::Text(&rest[..at]));
         }
         let after = &rest[at + 2..];
-        let end = after.find('}').ok_or_else(|| {
+        // A second brace inside means that the first was never closed.
+        let closing = after.find('}').filter(|&end| !after[..end].contains('{'));
+        let end = closing.ok_or_else(|| {
             Problem::new("template::not-closed", "a `${` is never closed").help("close it with `}`, or write `$${` for a plain `${`")
         })?;
         let name = after[..end].trim();

@@ -49,8 +49,7 @@ fn main() {
         for threads in [1, rayon::current_num_threads()] {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             pool.install(|| {
-                let forward =
-                    seconds(|| drop(conv2d(x.as_detached_tensor().as_ref(), w.as_detached_tensor().as_ref(), None, 1, k / 2).unwrap()));
+                let forward = seconds(|| drop(conv2d(&x.as_detached_tensor(), &w.as_detached_tensor(), None, 1, k / 2).unwrap()));
                 let both = seconds(|| drop(conv2d(&x, &w, None, 1, k / 2).unwrap().sum_all().unwrap().backward().unwrap()));
                 println!(
                     "{:>24} {threads:>9} {:>9.1} {:>12.1}",
@@ -60,16 +59,5 @@ fn main() {
                 );
             });
         }
-    }
-}
-
-/// A tensor without its history.
-trait Detached {
-    fn as_detached_tensor(&self) -> Box<Tensor>;
-}
-
-impl Detached for Var {
-    fn as_detached_tensor(&self) -> Box<Tensor> {
-        Box::new(self.as_tensor().detach())
     }
 }

@@ -185,7 +185,7 @@ fn several_sets_of_real_images_go_into_one() {
 fn params_that_make_no_sense_name_their_path() {
     let registry = registry();
     let paths = |kind: &str, with: Value| -> Vec<String> {
-        registry.get(kind).unwrap().check(&with).unwrap_err().into_iter().map(|e| e.path).collect()
+        registry.get(kind).unwrap().check(&with).unwrap_err().iter().map(|e| e.path.clone()).collect()
     };
     assert_eq!(paths("synthetic-pretrain", json!({"epochs": 1, "steps": 5, "lr": 0})), ["lr", "steps"]);
     assert_eq!(paths("real-adaptation", json!({"mix": 0, "augment": {"scale": 2}})), ["augment.scale", "mix"]);

@@ -25,13 +25,14 @@ pub fn command(
     scope: &Scope<'_>,
 ) -> Result<Resolved, Problems> {
     let mut problems = Problems::new();
+    let declared: Vec<&str> = outputs.iter().map(|(key, _)| key.name.as_str()).collect();
     let outputs = output_paths(outputs, slots, scope, &mut problems);
     let env = variables(env, scope, &mut problems);
     let shell = shell
         .and_then(|node| take(scope.fill(node), &mut problems))
         .map_or_else(default_shell, |value| plain(&value).split_whitespace().map(str::to_owned).collect());
     let script = take(scope.fill(script), &mut problems)
-        .map(|text| fill_paths(&plain(&text), script.span, slots, &outputs, &mut problems))
+        .map(|text| Paths { slots, outputs: &outputs, declared: &declared, span: script.span, scope }.fill(&plain(&text), &mut problems))
         .unwrap_or_default();
     let action = Action::Command { script, shell, env };
     problems.or((action, outputs, Threads::ONE))
@@ -120,35 +121,56 @@ fn variables(env: &[(Key, Node)], scope: &Scope<'_>, problems: &mut Problems) ->
     variables
 }
 
-/// Replaces `{in.name}` and `{out.name}`; all other braces belong to the script.
-fn fill_paths(script: &str, span: Span, slots: &[Slot], outputs: &BTreeMap<String, Output>, problems: &mut Problems) -> String {
-    let mut out = String::new();
-    let mut rest = script;
-    while let Some(at) = rest.find("{in.").into_iter().chain(rest.find("{out.")).min() {
-        out.push_str(&rest[..at]);
-        let Some(end) = rest[at..].find('}') else { break };
-        let (side, name) = rest[at + 1..at + end].split_once('.').unwrap_or_default();
-        match (side, name) {
-            ("in", name) => match slots.iter().find(|slot| slot.name == name) {
-                Some(slot) => out.push_str(&slot.values.iter().map(|bound| quote(&bound.place)).collect::<Vec<_>>().join(" ")),
-                None => problems.push(unknown(span, side, name, slots.iter().map(|slot| slot.name.as_str()))),
-            },
-            (_, name) => match outputs.get(name) {
-                Some(output) => out.push_str(&quote(&output.path)),
-                None => problems.push(unknown(span, side, name, outputs.keys().map(String::as_str))),
-            },
-        }
-        rest = &rest[at + end + 1..];
-    }
-    out.push_str(rest);
-    out
+/// What `{in.name}` and `{out.name}` in a script stand for; all other braces belong to the script.
+struct Paths<'a> {
+    slots: &'a [Slot],
+    outputs: &'a BTreeMap<String, Output>,
+    /// Names under `out:`, also those whose path is wrong.
+    declared: &'a [&'a str],
+    span: Span,
+    scope: &'a Scope<'a>,
 }
 
-fn unknown<'a>(span: Span, side: &str, name: &str, known: impl Iterator<Item = &'a str>) -> Problem {
-    let known: Vec<&str> = known.collect();
-    let problem = Problem::new("command::unknown-path", format!("`{{{side}.{name}}}`: the stage declares no such {}put", side))
-        .at(span, "in this script");
-    if known.is_empty() { problem.help(format!("declare it under `{side}:`")) } else { problem.nearest(name, known) }
+impl Paths<'_> {
+    fn fill(&self, script: &str, problems: &mut Problems) -> String {
+        let mut out = String::new();
+        let mut rest = script;
+        while let Some(at) = rest.find("{in.").into_iter().chain(rest.find("{out.")).min() {
+            out.push_str(&rest[..at]);
+            let Some(end) = rest[at..].find('}') else { break };
+            let (side, name) = rest[at + 1..at + end].split_once('.').unwrap_or_default();
+            let path = if side == "in" { self.input(name) } else { self.output(name) };
+            match path {
+                Ok(path) => out.push_str(&path),
+                Err(problem) => problems.extend(problem.map(Problems::from).unwrap_or_default()),
+            }
+            rest = &rest[at + end + 1..];
+        }
+        out.push_str(rest);
+        out
+    }
+
+    fn input(&self, name: &str) -> Result<String, Option<Problem>> {
+        let slot = self.slots.iter().find(|slot| slot.name == name);
+        let slot = slot.ok_or_else(|| Some(self.unknown("in", name, self.slots.iter().map(|slot| slot.name.as_str()).collect())))?;
+        Ok(slot.values.iter().map(|bound| quote(&bound.place)).collect::<Vec<_>>().join(" "))
+    }
+
+    /// An output whose path is wrong, and a stage without outputs, were complained about already.
+    fn output(&self, name: &str) -> Result<String, Option<Problem>> {
+        match self.outputs.get(name) {
+            Some(output) => Ok(quote(&output.path)),
+            None if self.declared.is_empty() || self.declared.contains(&name) => Err(None),
+            None => Err(Some(self.unknown("out", name, self.declared.to_vec()))),
+        }
+    }
+
+    fn unknown(&self, side: &str, name: &str, known: Vec<&str>) -> Problem {
+        let written = format!("{{{side}.{name}}}");
+        let problem = Problem::new("command::unknown-path", format!("`{written}`: the stage declares no such {side}put"))
+            .at(self.scope.narrow(self.span, &written), "in this script");
+        if known.is_empty() { problem.help(format!("declare it under `{side}:`")) } else { problem.nearest(name, known) }
+    }
 }
 
 /// A path as one word of a shell.

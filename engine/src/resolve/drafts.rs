@@ -93,9 +93,11 @@ fn axes(stage: &StageSpec, params: &Map<String, Value>, text: &str) -> Result<Ve
                 problems.extend(check_values(key, node, &values));
                 axes.push((key.name.clone(), values));
             }
+            // What is written out and is no list was complained about when the shape was read.
+            Ok(_) if node.as_str().is_none() => return Err(Problems::new()),
             Ok(_) => problems.push(
                 Problem::new("spec::matrix-axis", format!("the axis `{}` needs a list of values", key.name))
-                    .at(node.span, "this is not a list with values in it"),
+                    .at(node.span, "this does not stand for a list with values in it"),
             ),
             Err(found) => problems.extend(found),
         }
@@ -281,8 +283,9 @@ fn describe_cycle(spec: &Spec, graph: &DiGraph<(), Span>, first: NodeIndex, comp
         }
     }
     way.reverse();
-    let mut problem = Problem::new("graph::cycle", format!("the stages form a cycle: {}", way.join(" → ")))
-        .help("a stage cannot read, even indirectly, what it makes itself; break one of these references");
+    let mut problem = Problem::new("graph::cycle", format!("the stages form a cycle: {}", way.join(" → "))).help(
+        "a stage cannot read, even indirectly, what it makes itself; a file of the project is written with a `/`, such as `./data.csv`",
+    );
     problem.labels = labels;
     problem
 }

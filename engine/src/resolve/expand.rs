@@ -184,7 +184,7 @@ impl<'s> Expander<'s> {
             self.problems.push(
                 Problem::new("input::not-found", format!("there is no file or folder `{written}`"))
                     .at(span, "not found")
-                    .help(format!("paths are relative to the pipeline file; looked for {}", path.display())),
+                    .help("paths are relative to the folder of the pipeline file"),
             );
             return None;
         }
@@ -317,7 +317,7 @@ impl<'s> Expander<'s> {
             let message = format!("`{}.{output}` has the format `{}`, but `{}` is wanted here", stage.base, found.format.0, port.format.0);
             let fitting: Vec<&str> =
                 stage.outputs.iter().filter(|(_, other)| other.format.fits(port.format)).map(|(name, _)| name.as_str()).collect();
-            let problem = Problem::new("reference::wrong-format", message).at(span, format!("a `{}`", found.format.0));
+            let problem = Problem::new("reference::wrong-format", message).at(span, format!("of the format `{}`", found.format.0));
             self.problems.push(if fitting.is_empty() {
                 problem
             } else {

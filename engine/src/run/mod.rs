@@ -8,7 +8,7 @@ mod work;
 
 pub use work::file_name;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -76,6 +76,7 @@ pub async fn run(
         height: heights(pipeline),
         waiting_for: vec![0; wanted.len()],
         pending: Vec::new(),
+        busy: BTreeSet::new(),
         free: options.cpus,
         running: JoinSet::new(),
         stopping: false,
@@ -111,6 +112,7 @@ struct Pending {
 /// What a finished task brings back.
 struct Finished {
     id: StageId,
+    key: ActionKey,
     threads: usize,
     started: Instant,
     result: Result<Box<ActionRecord>, work::Stop>,
@@ -130,6 +132,8 @@ struct Dispatcher<'r> {
     height: Vec<usize>,
     waiting_for: Vec<usize>,
     pending: Vec<Pending>,
+    /// Keys that are being run: another stage of the same key waits for the record.
+    busy: BTreeSet<ActionKey>,
     free: usize,
     running: JoinSet<Finished>,
     /// A stage failed and the run does not go on, or the run was interrupted.
@@ -177,22 +181,30 @@ impl Dispatcher<'_> {
         Ok(())
     }
 
-    /// Decides the fate of stages whose inputs are known; hits make their readers ready in turn.
+    /// Stages whose inputs are known become ready; those that are hits make their readers ready in turn.
     fn make_ready(&mut self, mut ready: Vec<StageId>) -> Result<(), Error> {
         while let Some(id) = ready.pop() {
             self.board.transition(id, Status::Ready);
-            match self.planner.decide(id, self.last)? {
-                Fate::Hit(record) => {
-                    self.remember(id, &record.key)?;
-                    self.board.transition(id, Status::Done { cached: true });
-                    (self.events)(Event::Cached { stage: self.pipeline.stages[id].name.clone(), key: record.key.to_string() });
-                    ready.extend(self.release(id));
-                }
-                Fate::Run(work) => self.pending.push(Pending { id, work: *work }),
-                Fate::Later(waits) => unreachable!("stage {id} was made ready before {waits:?}"),
-            }
+            ready.extend(self.decide(id)?);
         }
         Ok(())
+    }
+
+    /// Decides the fate of a ready stage; gives the readers that a hit makes ready.
+    fn decide(&mut self, id: StageId) -> Result<Vec<StageId>, Error> {
+        match self.planner.decide(id, self.last)? {
+            Fate::Hit(record) => {
+                self.remember(id, &record.key)?;
+                self.board.transition(id, Status::Done { cached: true });
+                (self.events)(Event::Cached { stage: self.pipeline.stages[id].name.clone(), key: record.key.to_string() });
+                Ok(self.release(id))
+            }
+            Fate::Run(work) => {
+                self.pending.push(Pending { id, work: *work });
+                Ok(Vec::new())
+            }
+            Fate::Later(waits) => unreachable!("stage {id} was made ready before {waits:?}"),
+        }
     }
 
     /// `explain` compares with what was last run or found under this name.
@@ -221,23 +233,23 @@ impl Dispatcher<'_> {
             return;
         }
         self.pending.sort_by_key(|pending| (self.height[pending.id], std::cmp::Reverse(pending.id)));
-        while let Some(next) = self.pending.last() {
-            let can_use = self.pipeline.stages[next.id].threads;
+        while let Some(at) = self.pending.iter().rposition(|pending| !self.busy.contains(&pending.work.key)) {
+            let can_use = self.pipeline.stages[self.pending[at].id].threads;
             let least = can_use.min.clamp(1, self.options.cpus);
             if least > self.free {
                 break;
             }
             let fair = self.free / self.pending.len();
             let threads = fair.clamp(least, can_use.max.max(least)).min(self.free);
-            if let Some(pending) = self.pending.pop() {
-                self.start(pending, threads);
-            }
+            let pending = self.pending.remove(at);
+            self.start(pending, threads);
         }
     }
 
     fn start(&mut self, pending: Pending, threads: usize) {
         let Pending { id, work } = pending;
         self.board.transition(id, Status::Running);
+        self.busy.insert(work.key);
         self.free -= threads;
         let stage = self.pipeline.stages[id].name.clone();
         (self.events)(Event::Running { stage, key: work.key.to_string(), reasons: work.reasons.clone(), threads });
@@ -249,7 +261,7 @@ impl Dispatcher<'_> {
             cancel: self.cancel.clone(),
         };
         let reports = self.reports.clone();
-        let started = Instant::now();
+        let (key, started) = (work.key, Instant::now());
         self.running.spawn(async move {
             let (sender, mut receiver) = mpsc::unbounded_channel();
             let forward = async {
@@ -259,7 +271,7 @@ impl Dispatcher<'_> {
                 }
             };
             let (result, ()) = tokio::join!(work::carry_out(&surroundings, id, work, threads, sender), forward);
-            Finished { id, threads, started, result }
+            Finished { id, key, threads, started, result }
         });
     }
 
@@ -268,11 +280,12 @@ impl Dispatcher<'_> {
     }
 
     fn finish(&mut self, finished: Result<Finished, tokio::task::JoinError>) -> Result<(), Error> {
-        let Finished { id, threads, started, result } = match finished {
+        let Finished { id, key, threads, started, result } = match finished {
             Ok(finished) => finished,
             Err(panic) => std::panic::resume_unwind(panic.into_panic()),
         };
         self.free += threads;
+        self.busy.remove(&key);
         match result {
             Ok(record) => self.done(id, &record, started.elapsed()),
             Err(work::Stop::Cancelled) => {
@@ -295,7 +308,19 @@ impl Dispatcher<'_> {
         let stage = self.pipeline.stages[id].name.clone();
         (self.events)(Event::Done { stage, key: record.key.to_string(), seconds: took.as_secs_f64(), metrics });
         let ready = self.release(id);
-        self.make_ready(ready)
+        self.make_ready(ready)?;
+        self.decide_again(&record.key)
+    }
+
+    /// Stages that waited for the record of the same key find it now.
+    fn decide_again(&mut self, key: &ActionKey) -> Result<(), Error> {
+        let (same, others) = std::mem::take(&mut self.pending).into_iter().partition(|pending| pending.work.key == *key);
+        self.pending = others;
+        for Pending { id, .. } in same {
+            let ready = self.decide(id)?;
+            self.make_ready(ready)?;
+        }
+        Ok(())
     }
 
     fn failed(&mut self, id: StageId, failure: Failure) {
