@@ -1,12 +1,15 @@
 //! Trains the generator of the quickstart and shows what it can do: `cargo run --release -p trestle-stages --example generate -- pipelines/data OUT [steps] [width] [lr]`.
 //!
-//! Expect about 2 ms a step and channel-square on two cores; the sheets end up in OUT.
+//! Expect about 2 ms a step and channel-square on two cores; the sheets end up in OUT, and a generator that is there already is used again.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 use std::path::Path;
 use std::time::Instant;
 
 use trestle_stages::data::{ClassPrompts, ImageSet, Prompts};
+use trestle_stages::generator::Generator;
+use trestle_stages::model::{Arch, Config, Model};
+use trestle_stages::train::{Length, Recipe, Source};
 use trestle_stages::{generation, generator_pretrain, style_inversion};
 
 fn read(path: &Path, styles: bool) -> ImageSet {
@@ -29,6 +32,23 @@ fn prompts(set: &ImageSet, template: &str) -> Prompts {
     Prompts { templates: vec![template.to_owned()], classes }
 }
 
+/// A classifier of real images of the source.
+fn judge(set: &ImageSet) -> Model {
+    let mut model = Model::new(Config::for_images(Arch::default(), 32, set).unwrap(), 0).unwrap();
+    let recipe = Recipe { length: Length::Steps(300), ..Default::default() };
+    trestle_stages::train::train(&mut model, &[Source { set, share: 1.0 }], &[], &recipe, 0, |_, _| ()).unwrap();
+    model
+}
+
+/// Share of images that the classifier takes for what they are labelled as.
+fn recognised(model: &Model, set: &ImageSet) -> f64 {
+    let all: Vec<usize> = (0..set.len()).collect();
+    let x = set.to_f32(&all, model.config.normalisation).unwrap();
+    let logits = model.logits(&model.params.frozen().unwrap(), &x).unwrap().to_vec2::<f32>().unwrap();
+    let best = |row: &[f32]| (0..row.len()).fold(0, |best, i| if row[i] > row[best] { i } else { best });
+    logits.iter().zip(&set.labels).filter(|(row, label)| best(row) == **label as usize).count() as f64 / set.len() as f64
+}
+
 fn main() {
     let args: Vec<String> = std::env::args().collect();
     let (data, out) = (Path::new(&args[1]), Path::new(&args[2]));
@@ -44,19 +64,28 @@ fn main() {
         ..Default::default()
     };
     let start = Instant::now();
-    let (generator, _) = generator_pretrain::train(&params, &fonts, &mut |p| {
-        if p.step % 100 == 0 {
-            println!("step {} loss {:.4} {:.1} ms/step", p.step, p.loss.unwrap(), start.elapsed().as_secs_f64() * 1e3 / p.step as f64);
-        }
-    })
-    .unwrap();
+    let train = || {
+        generator_pretrain::train(&params, &fonts, &mut |p| {
+            if p.step % 100 == 0 {
+                println!("step {} loss {:.4} {:.1} ms/step", p.step, p.loss.unwrap(), start.elapsed().as_secs_f64() * 1e3 / p.step as f64);
+            }
+        })
+        .unwrap()
+        .0
+    };
+    let kept = out.join("generator");
+    let generator = if kept.exists() { Generator::read(&kept).unwrap() } else { train() };
     println!("{} parameters, {:.1} s", generator.params.count(), start.elapsed().as_secs_f64());
-    generator.write(&out.join("generator")).unwrap();
+    generator.write(&kept).unwrap();
+    let start = Instant::now();
+    let judge = judge(&fonts);
+    println!("judge: {:.1} % of the real images, {:.1} s", 100.0 * recognised(&judge, &fonts), start.elapsed().as_secs_f64());
     let make = |template: &str, style: Option<&trestle_stages::generator::Style>, name: &str| {
         let start = Instant::now();
         let params = generation::Params { images_per_class: 20, title: template.to_owned(), ..Default::default() };
         let images = generation::generate(&params, &generator, &prompts(&fonts, template), style, &mut |_| ()).unwrap();
-        println!("{} images, {:.2} s", images.len(), start.elapsed().as_secs_f64());
+        let share = 100.0 * recognised(&judge, &images);
+        println!("{template}: {} images, {share:.1} % recognised, {:.2} s", images.len(), start.elapsed().as_secs_f64());
         std::fs::write(out.join(name), generation::sheet(template, &images).unwrap()).unwrap();
     };
     make("A good photo of the {class}", None, "plain.png");

@@ -5,12 +5,14 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use trestle_engine::stage::{Arity, Context, InPort, OutPort, ParamError, Progress, Stage, StageError, Threads};
 
+use crate::data::words::words;
 use crate::data::{ImageSet, Normalisation, Prompts};
 use crate::draw::{self, Image};
 use crate::error::{Error, Result};
 use crate::formats::{GENERATOR, IMAGE_SET, PROMPTS, SHEET, STYLE};
 use crate::generator::sampler::{Sampler, step};
 use crate::generator::schedule::times;
+use crate::generator::vocab::STYLE_TOKEN;
 use crate::generator::{Config, Generator, Style, text, unet};
 use crate::nn::params::{Frozen, Weights};
 use crate::rng::Stream;
@@ -134,7 +136,7 @@ fn wishes(params: &Params, generator: &Generator, prompts: &Prompts, with_style:
 /// Generates `images_per_class` images of every class, in the order of the classes.
 ///
 /// # Errors
-/// If a prompt has a word that the generator does not know, or uses `S*` without a style.
+/// If a prompt has a word that the generator does not know, or uses `S*` without a style, or none uses the style.
 pub fn generate(
     params: &Params,
     generator: &Generator,
@@ -142,6 +144,10 @@ pub fn generate(
     style: Option<&Style>,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<ImageSet> {
+    let names_style = |prompt: &String| words(prompt).iter().any(|word| word == STYLE_TOKEN);
+    if style.is_some() && !prompts.classes.iter().flat_map(|class| &class.prompts).any(names_style) {
+        return Err(Error::argument("a style is connected, but no prompt uses `S*`: put it into a template, or take `style:` out"));
+    }
     let mut wishes = wishes(params, generator, prompts, style.is_some())?;
     let config = &generator.config;
     let weights = generator.params.frozen()?;

@@ -99,7 +99,7 @@ impl Params {
 
 impl Stage for GeneratorPretrain {
     const KIND: &'static str = "generator-pretrain";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const ABOUT: &'static str = "Train a small text-conditional diffusion model on images with classes and styles";
     type Params = Params;
 
@@ -182,7 +182,8 @@ impl Captions {
         if all.iter().flatten().any(Vec::is_empty) {
             return Err(Error::argument("every template wants a {style}, but the images have no styles"));
         }
-        let vocab = Vocab::from_prompts(all.iter().flatten().flatten().map(String::as_str))?;
+        let names = set.meta.styles.as_deref().unwrap_or_default();
+        let vocab = Vocab::from_prompts(all.iter().flatten().flatten().map(String::as_str), names)?;
         let encode = |texts: &Vec<String>| texts.iter().map(|text| vocab.encode(text, false)).collect::<Result<Vec<_>>>();
         let texts = all.iter().map(|by_style| by_style.iter().map(encode).collect()).collect::<Result<_>>()?;
         Ok((Self { texts, empty: vocab.empty(), dropout: params.caption_dropout }, vocab))

@@ -39,7 +39,7 @@ pub struct Params {
     pub template: String,
     /// The prompt without a style that the held-out loss is compared with.
     pub plain: String,
-    /// The word that the token begins as; the mean of all words if none is given.
+    /// The word that the token begins as; the mean of the words that name the generator's styles (of all words, if it has no styles) if none is given.
     pub init: Option<String>,
     /// Training steps.
     pub steps: usize,
@@ -67,7 +67,7 @@ impl Default for Params {
 
 impl Stage for StyleInversion {
     const KIND: &'static str = "style-inversion";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const ABOUT: &'static str = "Learn one token for the style of a whole image set, all else frozen";
     type Params = Params;
 
@@ -163,8 +163,11 @@ fn beginning(params: &Params, generator: &Generator) -> Result<Vec<f32>> {
             Ok(row(number as usize))
         }
         None => {
+            let styles = generator.vocab.style_words();
             // Row 0 is the padding.
-            let rows: Vec<Vec<f32>> = (1..generator.vocab.len()).map(row).collect();
+            let all = 1..generator.vocab.len();
+            let rows: Vec<Vec<f32>> =
+                if styles.is_empty() { all.map(row).collect() } else { styles.into_iter().map(|n| row(n as usize)).collect() };
             Ok((0..width).map(|i| rows.iter().map(|row| row[i]).sum::<f32>() / rows.len() as f32).collect())
         }
     }

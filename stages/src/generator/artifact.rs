@@ -80,6 +80,7 @@ pub struct Generator {
 #[serde(deny_unknown_fields)]
 struct VocabFile {
     length: usize,
+    styles: Vec<String>,
     words: Vec<String>,
 }
 
@@ -102,11 +103,15 @@ impl Generator {
     /// If a file cannot be read, or the weights are not of the architecture.
     pub fn read(dir: &Path) -> Result<Self> {
         let config: Config = crate::data::read_json(&dir.join(CONFIG))?;
-        let VocabFile { length, words } = crate::data::read_json(&dir.join(VOCAB))?;
+        let VocabFile { length, styles, words } = crate::data::read_json(&dir.join(VOCAB))?;
         let params = Params::load(&dir.join(WEIGHTS))?;
-        let like = Self::new(config, Vocab::new(words, length), &Stream::new(0, "shapes"))?;
+        let like = Self::new(config, Vocab::new(words, styles, length), &Stream::new(0, "shapes"))?;
         params.expect_like(&like.params, &dir.join(WEIGHTS))?;
         Ok(Self { params, ..like })
+    }
+
+    fn vocab_file(&self) -> VocabFile {
+        VocabFile { length: self.vocab.length, styles: self.vocab.styles.clone(), words: self.vocab.known().to_vec() }
     }
 
     /// Writes a `generator` folder.
@@ -117,7 +122,7 @@ impl Generator {
         std::fs::create_dir_all(dir).map_err(Error::io(dir))?;
         self.params.save(&dir.join(WEIGHTS))?;
         crate::data::write_json(&dir.join(CONFIG), &self.config)?;
-        crate::data::write_json(&dir.join(VOCAB), &VocabFile { length: self.vocab.length, words: self.vocab.known().to_vec() })
+        crate::data::write_json(&dir.join(VOCAB), &self.vocab_file())
     }
 }
 

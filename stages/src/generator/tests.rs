@@ -14,7 +14,7 @@ use crate::rng::Stream;
 
 fn tiny() -> Generator {
     let config = Config { size: 8, channels: 1, width: 16, heads: 2, text_width: 8, text_heads: 2, text_blocks: 1 };
-    let vocab = Vocab::from_prompts(["a photo of the one in the style of bold", "a two photo"]).unwrap();
+    let vocab = Vocab::from_prompts(["a photo of the one in the style of bold", "a two photo"], &["bold".into()]).unwrap();
     Generator::new(config, vocab, &Stream::new(1, "init")).unwrap()
 }
 

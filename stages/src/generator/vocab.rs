@@ -17,16 +17,18 @@ const PAD_WORD: &str = "<pad>";
 pub struct Vocab {
     words: Vec<String>,
     numbers: BTreeMap<String, u32>,
+    /// Names of the styles that it was trained with; each is one word or several.
+    pub styles: Vec<String>,
     /// Words of a prompt at most.
     pub length: usize,
 }
 
 impl Vocab {
-    /// The vocabulary of all words of these prompts; long enough for the longest of them.
+    /// The vocabulary of all words of these prompts, in which images have these styles; long enough for the longest of them.
     ///
     /// # Errors
     /// If a prompt uses the style token, which is never trained with.
-    pub fn from_prompts<'p>(prompts: impl IntoIterator<Item = &'p str>) -> Result<Self> {
+    pub fn from_prompts<'p>(prompts: impl IntoIterator<Item = &'p str>, styles: &[String]) -> Result<Self> {
         let mut found = BTreeMap::new();
         let mut length = 0;
         for prompt in prompts {
@@ -39,19 +41,27 @@ impl Vocab {
                 found.insert(word, ());
             }
         }
-        Ok(Self::new(found.into_keys().collect(), length))
+        Ok(Self::new(found.into_keys().collect(), styles.to_vec(), length))
     }
 
     /// A vocabulary of these words, without the padding.
-    pub fn new(known: Vec<String>, length: usize) -> Self {
+    pub fn new(known: Vec<String>, styles: Vec<String>, length: usize) -> Self {
         let words: Vec<String> = std::iter::once(PAD_WORD.to_owned()).chain(known).collect();
         let numbers = words.iter().enumerate().map(|(i, word)| (word.clone(), i as u32)).collect();
-        Self { words, numbers, length }
+        Self { words, numbers, styles, length }
     }
 
     /// Its words, without the padding.
     pub fn known(&self) -> &[String] {
         &self.words[1..]
+    }
+
+    /// The numbers of the words that styles are called by, each once.
+    pub fn style_words(&self) -> Vec<u32> {
+        let mut numbers: Vec<u32> = self.styles.iter().flat_map(|style| words(style)).filter_map(|word| self.number(&word)).collect();
+        numbers.sort_unstable();
+        numbers.dedup();
+        numbers
     }
 
     /// Rows that the table of words has.
