@@ -30,7 +30,7 @@ pub fn out(args: &Out) -> Result<ExitCode, Fail> {
     let chosen = choose(stage, name)?;
     let folder = match &args.to {
         Some(folder) => folder.clone(),
-        None => project.folder.join("out").join(stage.name.replace('/', "_")),
+        None => project.folder.join("out").join(trestle_engine::run::file_name(&stage.name)),
     };
     std::fs::create_dir_all(&folder).map_err(|e| Fail::message(format!("cannot create {}: {e}", folder.display())))?;
     let mut text = String::new();

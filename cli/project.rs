@@ -8,6 +8,7 @@ use trestle_engine::pipeline::{Pipeline, StageId};
 use trestle_engine::plan::{select, unknown_target};
 use trestle_engine::problem::Problems;
 use trestle_engine::resolve::{self, Override};
+use trestle_engine::run::file_name;
 use trestle_engine::stage::Registry;
 
 use crate::args::Source;
@@ -69,11 +70,6 @@ impl Project {
     pub fn wanted(&self, targets: &[String]) -> Result<Vec<bool>, Fail> {
         Ok(select(&self.pipeline, targets)?)
     }
-}
-
-/// A name as the name of a file.
-fn file_name(name: &str) -> String {
-    name.chars().map(|c| if c == '/' || c.is_control() { '_' } else { c }).collect()
 }
 
 fn load(file: &Path, source: &Source, registry: &Registry) -> Result<Pipeline, Fail> {

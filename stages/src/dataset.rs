@@ -8,6 +8,7 @@ use crate::data::source::{self, Column, Options, SourceFormat};
 use crate::data::split::{Share, limit, split};
 use crate::data::{Filter, ImageSet};
 use crate::error::Result;
+use crate::formats::{CLASSES, IMAGE_SET};
 
 /// Reads labelled images and splits them.
 pub struct Dataset;
@@ -95,9 +96,9 @@ impl Stage for Dataset {
 
     fn outputs() -> Vec<OutPort> {
         vec![
-            OutPort { name: "train", format: Format("image-set"), path: "train", doc: "images to learn from" },
-            OutPort { name: "test", format: Format("image-set"), path: "test", doc: "images to judge by: none of them is in train" },
-            OutPort { name: "classes", format: Format("classes"), path: "classes.json", doc: "the names of the classes" },
+            OutPort { name: "train", format: IMAGE_SET, path: "train", doc: "images to learn from" },
+            OutPort { name: "test", format: IMAGE_SET, path: "test", doc: "images to judge by: none of them is in train" },
+            OutPort { name: "classes", format: CLASSES, path: "classes.json", doc: "the names of the classes" },
         ]
     }
 

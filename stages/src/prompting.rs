@@ -2,9 +2,10 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use trestle_engine::stage::{Arity, Context, Format, InPort, OutPort, ParamError, Stage, StageError};
+use trestle_engine::stage::{Arity, Context, InPort, OutPort, ParamError, Stage, StageError};
 
 use crate::data::{ClassPrompts, Classes, Prompts};
+use crate::formats::{CLASSES, PROMPTS};
 
 /// Writes prompts for each class.
 pub struct Prompting;
@@ -80,11 +81,11 @@ impl Stage for Prompting {
     type Params = Params;
 
     fn inputs() -> Vec<InPort> {
-        vec![InPort { name: "classes", format: Format("classes"), arity: Arity::One, doc: "the names of the classes" }]
+        vec![InPort { name: "classes", format: CLASSES, arity: Arity::One, doc: "the names of the classes" }]
     }
 
     fn outputs() -> Vec<OutPort> {
-        vec![OutPort { name: "prompts", format: Format("prompts"), path: "prompts.json", doc: "the prompts of each class" }]
+        vec![OutPort { name: "prompts", format: PROMPTS, path: "prompts.json", doc: "the prompts of each class" }]
     }
 
     fn check(params: &Params) -> Vec<ParamError> {
