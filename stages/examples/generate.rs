@@ -93,10 +93,11 @@ fn main() {
         make(&format!("A {{class}} photo in the style of {style}"), None, &format!("{style}.png"));
     }
     let start = Instant::now();
-    let shots: Vec<usize> = (0..10u32)
-        .flat_map(|class| (0..real.len()).filter(move |_| true).filter(|&i| real.labels[i] == class).take(5).collect::<Vec<_>>())
-        .collect();
+    let shots: Vec<usize> =
+        (0..10u32).flat_map(|class| (0..real.len()).filter(|&i| real.labels[i] == class).take(5).collect::<Vec<_>>()).collect();
     let few = real.subset(&shots).unwrap();
+    let rest: Vec<usize> = (0..real.len()).filter(|i| !shots.contains(i)).collect();
+    let heldout = real.subset(&rest).unwrap();
     let inversion = style_inversion::Params::default();
     let (style, _) = style_inversion::invert(&inversion, &generator, &few, &mut |p| {
         if p.step % 50 == 0 {
@@ -109,7 +110,7 @@ fn main() {
         }
     })
     .unwrap();
-    println!("{:?}", style_inversion::compare(&inversion, &generator, &style, &real).unwrap());
+    println!("{:?}", style_inversion::compare(&inversion, &generator, &style, &heldout).unwrap());
     make("A {class} photo in the style of S*", Some(&style), "learned.png");
     std::fs::write(out.join("real.png"), generation::sheet("Real digits", &few).unwrap()).unwrap();
 }
