@@ -113,6 +113,15 @@ fn kinked_functions_pass_the_gradient_where_they_should() {
 }
 
 #[test]
+fn what_is_not_a_number_is_passed_on() {
+    let mut p = Params::new();
+    p.insert("x", &[1, 2, 4, 1], vec![1.0, 2.0, f32::NAN, -1.0, 4.0, f32::NAN, 0.0, 0.0]).unwrap();
+    let values = |y: Tensor| y.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    assert!(values(max_pool2(g(&p, "x")).unwrap()).iter().all(|v| v.is_nan()));
+    assert_eq!(values(relu(g(&p, "x")).unwrap()).iter().filter(|v| v.is_nan()).count(), 2);
+}
+
+#[test]
 fn a_wrong_gradient_is_found() {
     let p = params(&[("x", &[2, 3, 50])]);
     // Forward silu, backward as if it were the identity.

@@ -38,7 +38,8 @@ impl Scalar for Relu {
     const NAME: &'static str = "relu";
     #[inline(always)]
     fn value(x: f32) -> f32 {
-        if x > 0.0 { x } else { 0.0 }
+        // Not a number stays what it is, so that a diverged model is noticed.
+        if x > 0.0 || x.is_nan() { x } else { 0.0 }
     }
     #[inline(always)]
     fn slope(x: f32) -> f32 {

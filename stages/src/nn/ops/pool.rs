@@ -29,7 +29,7 @@ impl MaxPool2 {
             for (k, (di, dj)) in [(0, 1), (1, 0), (1, 1)].into_iter().enumerate() {
                 let other = &x[((i + di) * w + j + dj) * c..][..c];
                 for ((y, l), o) in y.iter_mut().zip(largest.iter_mut()).zip(other) {
-                    if *o > *y {
+                    if *o > *y || o.is_nan() {
                         *y = *o;
                         *l = k as u8 + 1;
                     }
