@@ -78,7 +78,6 @@ fn main() {
     let (few, rest) = (real.subset(&draw.train).unwrap(), real.subset(&draw.test).unwrap());
     // The images are face by face, so the last fifth are other faces than the first four.
     let (known, unknown) = parted(&fonts, fonts.len() / 5 * 4);
-    // By writers, as far as the file's order tells them apart.
     let (written, unseen) = parted(&rest, rest.len() / 2);
     let (of_type, of_hand) = (judge(&known), judge(&written));
     let own = [recognised(&of_type, &unknown), recognised(&of_hand, &unseen)].map(|share| 100.0 * share);

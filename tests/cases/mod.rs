@@ -4,4 +4,5 @@ mod damage;
 mod failures;
 mod language;
 mod native;
+mod readme;
 mod ui;

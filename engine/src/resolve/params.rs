@@ -114,5 +114,15 @@ fn in_words(message: &str) -> String {
         return message.to_owned();
     };
     let wanted = TYPES.iter().find(|(word, _)| *word == expected).map_or(expected, |(_, words)| words);
-    format!("it must be {wanted}, this is the {found}")
+    let (kind, rest) = found.split_once(' ').map_or((found, String::new()), |(kind, rest)| (kind, format!(" {}", rest.trim_matches('`'))));
+    let kind = match kind {
+        "sequence" => "a list",
+        "map" => "a map",
+        "string" => "the text",
+        "integer" | "floating" => "the number",
+        "boolean" => "the truth value",
+        "null" | "unit" => "nothing",
+        other => other,
+    };
+    format!("it must be {wanted}, this is {kind}{}", rest.replace(" point", ""))
 }
