@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use trestle_engine::stage::{Arity, Context, InPort, OutPort, ParamError, Progress, Stage, StageError, Threads};
 
 use crate::data::ImageSet;
+use crate::data::words::bad_place;
 use crate::error::{Error, Result};
 use crate::formats::{GENERATOR, IMAGE_SET, METRICS};
 use crate::generator::diffusion::{Batch, Order};
@@ -119,8 +120,10 @@ impl Stage for GeneratorPretrain {
         if params.templates.is_empty() {
             errors.push(ParamError::new("templates", "at least one caption is needed"));
         }
-        for (i, template) in params.templates.iter().enumerate().filter(|(_, template)| !template.contains("{class}")) {
-            errors.push(ParamError::new(format!("templates[{i}]"), format!("`{template}` has no {{class}}")));
+        for (i, template) in params.templates.iter().enumerate() {
+            let missing = (!template.contains("{class}")).then(|| format!("`{template}` has no {{class}}"));
+            let complaint = bad_place(template, &["class", "style"]).or(missing);
+            errors.extend(complaint.map(|message| ParamError::new(format!("templates.{i}"), message)));
         }
         for (name, value) in [("steps", params.steps), ("batch", params.batch)] {
             if value == 0 {
@@ -131,6 +134,14 @@ impl Stage for GeneratorPretrain {
             if !(0.0..1.0).contains(&value) {
                 errors.push(ParamError::new(name, format!("{value} is not in [0, 1)")));
             }
+        }
+        for (name, value) in [("lr", params.lr), ("clip", params.clip)] {
+            if !(value.is_finite() && value > 0.0) {
+                errors.push(ParamError::new(name, format!("{value} is not above 0")));
+            }
+        }
+        if !(params.weight_decay.is_finite() && params.weight_decay >= 0.0) {
+            errors.push(ParamError::new("weight_decay", format!("{} is below 0", params.weight_decay)));
         }
         let config = Config {
             size: 4,
@@ -232,4 +243,36 @@ pub fn train(params: &Params, set: &ImageSet, progress: &mut dyn FnMut(Progress)
     }
     let averaged = ema.params(&generator.params)?;
     Ok((Generator { params: averaged, ..generator }, metrics))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use serde_json::json;
+    use trestle_engine::stage::Kind;
+
+    use super::*;
+
+    #[test]
+    fn params_without_sense_are_found_before_a_run() {
+        let kind = Kind::of::<GeneratorPretrain>();
+        let cases = [
+            (json!({"templates": []}), "templates"),
+            (json!({"templates": ["a {class}", "a photo"]}), "templates.1"),
+            (json!({"templates": ["a {klass} {class}"]}), "templates.0"),
+            (json!({"steps": 0}), "steps"),
+            (json!({"batch": 0}), "batch"),
+            (json!({"caption_dropout": 1.0}), "caption_dropout"),
+            (json!({"ema": -0.1}), "ema"),
+            (json!({"lr": 0.0}), "lr"),
+            (json!({"clip": -1.0}), "clip"),
+            (json!({"weight_decay": -0.01}), "weight_decay"),
+            (json!({"width": 12}), "width"),
+        ];
+        for (with, path) in cases {
+            let complaints = kind.check(&with).unwrap_err();
+            assert_eq!(complaints.iter().map(|c| c.path.as_str()).collect::<Vec<_>>(), [path], "{complaints:?}");
+        }
+        assert!(kind.check(&json!({})).is_ok(), "the defaults");
+    }
 }

@@ -4,6 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use trestle_engine::stage::{Arity, Context, InPort, OutPort, ParamError, Stage, StageError};
 
+use crate::data::words::bad_place;
 use crate::data::{ClassPrompts, Classes, Prompts};
 use crate::formats::{CLASSES, PROMPTS};
 
@@ -42,22 +43,6 @@ pub struct Params {
 
 /// The places that a template can have.
 const PLACES: [&str; 2] = ["class", "style"];
-
-/// What is wrong with the braces of a template.
-fn bad_place(template: &str) -> Option<String> {
-    let mut rest = template;
-    while let Some(at) = rest.find(['{', '}']) {
-        let inner = rest[at..].strip_prefix('{').and_then(|tail| tail.split_once('}'));
-        let Some((name, tail)) = inner else {
-            return Some(format!("`{template}` has a brace without its other half"));
-        };
-        if !PLACES.contains(&name) {
-            return Some(format!("`{template}` has {{{name}}}: only {{class}} and {{style}} are filled in"));
-        }
-        rest = tail;
-    }
-    None
-}
 
 /// Every prompt of a class: one a template, or one a template and style where the template has a place for it.
 fn prompts(class: &str, templates: &[String], styles: &[String]) -> Vec<String> {
@@ -98,7 +83,7 @@ impl Stage for Prompting {
         }
         for (i, template) in templates.iter().enumerate() {
             let mut complain = |message: String| out.push(ParamError::new(path("templates", &params.templates, i), message));
-            if let Some(message) = bad_place(template) {
+            if let Some(message) = bad_place(template, &PLACES) {
                 complain(message);
             } else if !template.contains("{class}") {
                 complain(format!("`{template}` lacks {{class}}: every class would get the same prompt"));

@@ -9,6 +9,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use trestle_engine::stage::{Arity, Context, InPort, OutPort, ParamError, Progress, Stage, StageError, Threads};
 
+use crate::data::words::{bad_place, words};
 use crate::data::{Filter, ImageSet};
 use crate::error::{Error, Result};
 use crate::formats::{GENERATOR, IMAGE_SET, METRICS, STYLE};
@@ -93,18 +94,26 @@ impl Stage for StyleInversion {
 
     fn check(params: &Params) -> Vec<ParamError> {
         let mut errors = Vec::new();
-        for (name, template) in [("template", &params.template), ("plain", &params.plain)] {
-            if !template.contains("{class}") {
-                errors.push(ParamError::new(name, format!("`{template}` has no {{class}}")));
-            }
-        }
-        if !crate::data::words::words(&params.template).iter().any(|word| word == STYLE_TOKEN) {
-            errors.push(ParamError::new("template", format!("`{}` does not use the token S*", params.template)));
+        for (name, template, wants_token) in [("template", &params.template, true), ("plain", &params.plain, false)] {
+            let has_token = words(template).iter().any(|word| word == STYLE_TOKEN);
+            let complaint = bad_place(template, &["class"]).or_else(|| {
+                let complaint = match (template.contains("{class}"), wants_token, has_token) {
+                    (false, ..) => "has no {class}",
+                    (_, true, false) => "does not use the token S*",
+                    (_, false, true) => "uses the token S*, but it is the prompt without a style",
+                    _ => return None,
+                };
+                Some(format!("`{template}` {complaint}"))
+            });
+            errors.extend(complaint.map(|message| ParamError::new(name, message)));
         }
         for (name, value) in [("steps", params.steps), ("batch", params.batch)] {
             if value == 0 {
                 errors.push(ParamError::new(name, "it must be at least 1"));
             }
+        }
+        if !(params.lr.is_finite() && params.lr > 0.0) {
+            errors.push(ParamError::new("lr", format!("{} is not above 0", params.lr)));
         }
         errors
     }
@@ -238,4 +247,34 @@ fn held_out_loss(
         total += f64::from(batch.loss(frozen, &generator.config, &texts, Some(token))?.to_scalar::<f32>()?);
     }
     Ok(total / HELD_OUT_BATCHES as f64)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use serde_json::json;
+    use trestle_engine::stage::Kind;
+
+    use super::*;
+
+    #[test]
+    fn params_without_sense_are_found_before_a_run() {
+        let kind = Kind::of::<StyleInversion>();
+        let cases = [
+            (json!({"template": "A photo in the style of S*"}), "template", "has no {class}"),
+            (json!({"template": "A {class} photo"}), "template", "does not use the token"),
+            (json!({"template": "A {class} photo in the {style} of S*"}), "template", "only {class} is filled in"),
+            (json!({"plain": "A photo"}), "plain", "has no {class}"),
+            (json!({"plain": "A {class} in the style of S*"}), "plain", "without a style"),
+            (json!({"steps": 0}), "steps", "at least 1"),
+            (json!({"batch": 0}), "batch", "at least 1"),
+            (json!({"lr": -0.02}), "lr", "not above 0"),
+        ];
+        for (with, path, want) in cases {
+            let complaints = kind.check(&with).unwrap_err();
+            assert_eq!(complaints.len(), 1, "{complaints:?}");
+            assert!(complaints[0].path == path && complaints[0].message.contains(want), "{complaints:?}");
+        }
+        assert!(kind.check(&json!({})).is_ok(), "the defaults");
+    }
 }

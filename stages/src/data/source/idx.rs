@@ -16,6 +16,9 @@ struct Array {
 
 fn array(path: &Path) -> Result<Array> {
     let bytes = bytes(path)?;
+    if bytes.len() < 4 {
+        return Err(Error::data(path, format!("the file ends within its header, after {} bytes", bytes.len())));
+    }
     let &[0, 0, kind, rank, ..] = bytes.as_slice() else {
         return Err(Error::data(path, "it is no IDX file: the first two bytes are not 0"));
     };

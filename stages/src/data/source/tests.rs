@@ -88,7 +88,7 @@ fn bad_idx_is_refused() {
     check([&good[..], &[9]].concat(), idx(&[2], &[0, 1]), "a-idx3", "yet 5 bytes follow");
     check(good[..9].to_vec(), idx(&[2], &[0, 1]), "a-idx3", "ends within its header of 16 bytes");
     check(vec![1, 2, 3, 4, 5], idx(&[2], &[0, 1]), "a-idx3", "no IDX file");
-    check(vec![], idx(&[2], &[0, 1]), "a-idx3", "no IDX file");
+    check(vec![0, 0, 8], idx(&[2], &[0, 1]), "a-idx3", "ends within its header, after 3 bytes");
     check(idx(&[1, u32::MAX, u32::MAX, u32::MAX], &[1]), idx(&[2], &[0, 1]), "a-idx3", "yet 1 bytes follow");
     check(good.clone(), idx(&[3], &[0, 1, 0]), "b-idx1", "3 labels for 2 images");
     check(good.clone(), idx(&[2], &[0, 2]), "a-idx3", "image 1 has label 2, yet there are 2 names");
