@@ -20,3 +20,4 @@ pub mod spec;
 pub mod stage;
 pub mod status;
 pub mod template;
+pub mod xml;

@@ -100,11 +100,6 @@ impl<'a> Planner<'a> {
         self.known[id] = Some(outputs);
     }
 
-    /// The outputs of a stage, if they are known.
-    pub fn outputs(&self, id: StageId) -> Option<&BTreeMap<String, Content>> {
-        self.known[id].as_ref()
-    }
-
     /// Contents of all inputs, or the stages whose outputs are not known.
     fn contents(&mut self, id: StageId) -> Result<Result<Contents, Vec<StageId>>, Error> {
         let pipeline = self.pipeline;

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use super::layout::{DETAIL, LABEL, Layout, PAD, Place, fit, text_width};
 use super::view::{GraphView, NodeState, NodeView};
+use crate::xml::escape;
 
 const MARGIN: f64 = 20.0;
 const LEGEND: f64 = 34.0;
@@ -114,21 +115,4 @@ fn num(value: f64) -> String {
     let text = format!("{value:.1}");
     let short = text.strip_suffix(".0").unwrap_or(&text);
     if short == "-0" { "0".to_owned() } else { short.to_owned() }
-}
-
-/// Text as XML character data; characters that XML forbids become U+FFFD.
-fn escape(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => out.push_str("&amp;"),
-            '<' => out.push_str("&lt;"),
-            '>' => out.push_str("&gt;"),
-            '"' => out.push_str("&quot;"),
-            '\t' | '\n' | '\r' => out.push(' '),
-            '\0'..='\u{1f}' | '\u{fffe}' | '\u{ffff}' => out.push('\u{fffd}'),
-            _ => out.push(c),
-        }
-    }
-    out
 }

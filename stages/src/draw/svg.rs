@@ -2,6 +2,8 @@
 
 use std::fmt::Write as _;
 
+use trestle_engine::xml::escape;
+
 /// Where a line of text starts from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Anchor {
@@ -128,23 +130,6 @@ pub(super) fn num(value: f64) -> String {
     if short == "-0" { "0".to_owned() } else { short.to_owned() }
 }
 
-/// Text as XML character data or attribute value; characters that XML forbids become U+FFFD.
-pub(super) fn escape(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => out.push_str("&amp;"),
-            '<' => out.push_str("&lt;"),
-            '>' => out.push_str("&gt;"),
-            '"' => out.push_str("&quot;"),
-            '\t' | '\n' | '\r' => out.push(' '),
-            '\0'..='\u{1f}' | '\u{fffe}' | '\u{ffff}' => out.push('\u{fffd}'),
-            _ => out.push(c),
-        }
-    }
-    out
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -152,10 +137,5 @@ mod tests {
     #[test]
     fn numbers_are_short() {
         assert_eq!([0.0, -0.001, 1.0, 10.0, 0.5, 2.345, 100.0].map(num), ["0", "0", "1", "10", "0.5", "2.35", "100"]);
-    }
-
-    #[test]
-    fn text_is_escaped() {
-        assert_eq!(escape("a<b> & \"c\"\u{1}\n"), "a&lt;b&gt; &amp; &quot;c&quot;\u{fffd} ");
     }
 }
