@@ -30,11 +30,18 @@ pub fn manifest(stage: &Stage, contents: &Contents) -> Manifest {
             manifest.push(Section::Stage, "dtype", "f32");
             push_leaves(&mut manifest, "", params);
         }
-        Action::Command { script, shell, env } => {
+        Action::Command { script, shell, env, workdir, stdout } => {
             manifest.push(Section::Stage, "kind", "command");
             manifest.push(Section::Stage, "version", "1");
             manifest.push(Section::Command, "script", script.as_str());
             manifest.push(Section::Command, "shell", Value::from(shell.as_slice()).to_string());
+            // Only where they are used: a stage without them keeps the key that it had before they existed.
+            if !workdir.is_empty() {
+                manifest.push(Section::Command, "workdir", workdir.as_str());
+            }
+            if let Some(output) = stdout {
+                manifest.push(Section::Command, "stdout", output.as_str());
+            }
             for (name, value) in env {
                 manifest.push(Section::Env, name.as_str(), value.as_str());
             }

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::stage::{Format, Threads};
@@ -45,6 +46,59 @@ pub struct Stage {
     pub outputs: BTreeMap<String, Output>,
     /// Threads that it can use.
     pub threads: Threads,
+    /// How it is to be run. Nothing here enters the key.
+    pub settings: Settings,
+}
+
+/// How a stage is to be run, whatever it does. Never part of its key.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Settings {
+    /// Bytes of memory that it is to be granted; 0 if it did not say.
+    pub memory: u64,
+    /// GPUs that it needs.
+    pub gpus: u32,
+    /// Units of named pools that it holds while it runs.
+    pub pools: BTreeMap<String, u32>,
+    /// After this long it is ended, and has failed.
+    pub timeout: Option<Duration>,
+    /// What follows a failure.
+    pub retries: Retries,
+    /// Among ready stages those of higher priority start first; 0 if it did not say.
+    pub priority: i32,
+    /// False for a stage that is run every time, such as one that asks a server what is new.
+    pub cache: bool,
+    /// False for a stage whose outputs are not decided by its inputs: what it gave once stands, and nobody expects the same bytes again.
+    pub pure: bool,
+    /// Whether a command may use the network.
+    pub network: bool,
+    /// Words by which stages can be chosen.
+    pub tags: Vec<String>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            memory: 0,
+            gpus: 0,
+            pools: BTreeMap::new(),
+            timeout: None,
+            retries: Retries::default(),
+            priority: 0,
+            cache: true,
+            pure: true,
+            network: true,
+            tags: Vec::new(),
+        }
+    }
+}
+
+/// How often a failed stage is tried again, and after which pause.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Retries {
+    /// Most tries after the first.
+    pub times: u32,
+    /// Pause before the second try; it doubles with each further one.
+    pub delay: Duration,
 }
 
 /// What a stage does.
@@ -67,6 +121,10 @@ pub enum Action {
         shell: Vec<String>,
         /// Declared variables.
         env: BTreeMap<String, String>,
+        /// Where the shell starts, relative to the work folder; empty for the work folder itself.
+        workdir: String,
+        /// The output that takes what the command prints to standard output.
+        stdout: Option<String>,
     },
 }
 

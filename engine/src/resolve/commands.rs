@@ -34,7 +34,7 @@ pub fn command(
     let script = take(scope.fill(script), &mut problems)
         .map(|text| Paths { slots, outputs: &outputs, declared: &declared, span: script.span, scope }.fill(&plain(&text), &mut problems))
         .unwrap_or_default();
-    let action = Action::Command { script, shell, env };
+    let action = Action::Command { script, shell, env, workdir: String::new(), stdout: None };
     problems.or((action, outputs, Threads::ONE))
 }
 

@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 use super::drafts::{Draft, DraftInput, too_many};
 use super::{MAX_STAGES, commands, params};
-use crate::pipeline::{Bound, Labels, Origin, Output, Slot, Stage, StageId, compare_labels, expanded_name};
+use crate::pipeline::{Bound, Labels, Origin, Output, Settings, Slot, Stage, StageId, compare_labels, expanded_name};
 use crate::problem::{Problem, Problems, Span};
 use crate::reference::{Reference, Wanted};
 use crate::spec::{ActionSpec, Spec, StageSpec};
@@ -350,7 +350,16 @@ impl<'s> Expander<'s> {
         let mut inputs: Vec<Slot> = slots;
         inputs.sort_by(|a, b| a.name.cmp(&b.name));
         let name = expanded_name(&spec.name.value, &labels);
-        self.stages.push(Stage { name, base: spec.name.value.clone(), labels, action, inputs, outputs, threads });
+        self.stages.push(Stage {
+            name,
+            base: spec.name.value.clone(),
+            labels,
+            action,
+            inputs,
+            outputs,
+            threads,
+            settings: Settings::default(),
+        });
         true
     }
 

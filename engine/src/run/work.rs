@@ -176,7 +176,7 @@ fn task(stage: &Stage, room: &Room, threads: usize, options: &Options) -> Result
             std::fs::write(&path, bytes).map_err(|e| cannot("write", &path, &e))?;
             Ok(Task::Native { job: path })
         }
-        Action::Command { script, shell, env } => {
+        Action::Command { script, shell, env, .. } => {
             let mut variables = options.env.clone();
             variables.insert("TMPDIR".to_owned(), room.tmp().to_string_lossy().into_owned());
             variables.extend(env.clone());
