@@ -5,6 +5,8 @@ use std::cell::RefCell;
 
 use rayon::prelude::*;
 
+use super::simd::vectorised;
+
 /// Rows of a product that one task computes. A fixed number: the cut must not depend on the threads.
 const ROWS: usize = 128;
 /// Columns of a product that one task computes when there are few rows.
@@ -322,7 +324,7 @@ pub fn add_up(mut parts: Vec<Vec<f32>>) -> Vec<f32> {
     let mut parts = parts.drain(..);
     let mut total = parts.next().unwrap_or_default();
     for part in parts {
-        total.iter_mut().zip(&part).for_each(|(t, p)| *t += p);
+        vectorised!(total.iter_mut().zip(&part).for_each(|(t, p)| *t += p));
     }
     total
 }
@@ -333,7 +335,7 @@ pub fn column_sums(x: &[f32], c: usize) -> Vec<f32> {
         .par_chunks(512 * c)
         .map(|chunk| {
             let mut sum = vec![0.0; c];
-            chunk.chunks_exact(c).for_each(|row| sum.iter_mut().zip(row).for_each(|(s, v)| *s += v));
+            vectorised!(chunk.chunks_exact(c).for_each(|row| sum.iter_mut().zip(row).for_each(|(s, v)| *s += v)));
             sum
         })
         .collect();

@@ -19,6 +19,7 @@ mod math;
 pub mod ops;
 pub mod optim;
 pub mod params;
+mod simd;
 mod storage;
 
 pub use params::Params;

@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 
 use super::math::CHUNK;
 use super::params::Params;
+use super::simd::vectorised;
 use super::storage::{slice, with};
 
 /// AdamW (Loshchilov and Hutter 2019): Adam with the decay of weights apart from the gradient.
@@ -72,6 +73,7 @@ struct Update {
 }
 
 impl Update {
+    #[inline(always)]
     fn chunk(&self, w: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32]) {
         let ((b1, b2), (c1, c2)) = (self.beta, self.correction);
         for (((w, g), m), v) in w.iter_mut().zip(g).zip(m).zip(v) {
@@ -94,12 +96,11 @@ impl InplaceOp2 for Update {
         };
         let mut state = self.state.lock().map_err(|_| candle_core::Error::Msg("adamw: the state was lost to a panic".to_owned()))?;
         let (m, v) = &mut *state;
-        w[start..end]
-            .par_chunks_mut(CHUNK)
-            .zip(g.par_chunks(CHUNK))
-            .zip(m.par_chunks_mut(CHUNK))
-            .zip(v.par_chunks_mut(CHUNK))
-            .for_each(|(((w, g), m), v)| self.chunk(w, g, m, v));
+        w[start..end].par_chunks_mut(CHUNK).zip(g.par_chunks(CHUNK)).zip(m.par_chunks_mut(CHUNK)).zip(v.par_chunks_mut(CHUNK)).for_each(
+            |(((w, g), m), v)| {
+                vectorised!(self.chunk(w, g, m, v));
+            },
+        );
         Ok(())
     }
 }

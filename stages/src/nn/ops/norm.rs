@@ -4,6 +4,7 @@ use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use crate::nn::kernel::add_up;
+use crate::nn::simd::vectorised;
 use crate::nn::storage::{gradient, output, slice, with};
 
 /// Normalises each of `groups` groups of the `c` channels of each sample over its `pixels`.
@@ -27,6 +28,7 @@ impl Norm {
     }
 
     /// Sums by group, given to every channel of the group.
+    #[inline(always)]
     fn by_group(&self, sums: &[f32]) -> Vec<f32> {
         let width = self.c / self.groups;
         sums.chunks_exact(width)
@@ -35,6 +37,7 @@ impl Norm {
     }
 
     /// Mean first, then the squares of what is left: no cancellation.
+    #[inline(always)]
     fn moments(&self, x: &[f32]) -> Moments {
         let count = (self.pixels * (self.c / self.groups)) as f32;
         let mut sums = vec![0.0; self.c];
@@ -53,14 +56,14 @@ impl Norm {
     fn forward(&self, x: &[f32], gamma: &[f32], beta: &[f32]) -> Vec<f32> {
         let mut y = vec![0.0; x.len()];
         y.par_chunks_mut(self.sample()).zip(x.par_chunks(self.sample())).with_min_len(self.samples_a_task()).for_each(|(y, x)| {
-            let Moments { mean, rstd } = self.moments(x);
+            let Moments { mean, rstd } = vectorised!(self.moments(x));
             let scale: Vec<f32> = gamma.iter().zip(&rstd).map(|(g, r)| g * r).collect();
             let shift: Vec<f32> = beta.iter().zip(&mean).zip(&scale).map(|((b, m), s)| b - m * s).collect();
-            for (y, x) in y.chunks_exact_mut(self.c).zip(x.chunks_exact(self.c)) {
+            vectorised!(for (y, x) in y.chunks_exact_mut(self.c).zip(x.chunks_exact(self.c)) {
                 for (((y, x), s), t) in y.iter_mut().zip(x).zip(&scale).zip(&shift) {
                     *y = x * s + t;
                 }
-            }
+            });
         });
         y
     }
@@ -86,15 +89,15 @@ impl Norm {
                 for ((dx, x), dy) in
                     dx.chunks_exact_mut(self.sample()).zip(x.chunks_exact(self.sample())).zip(dy.chunks_exact(self.sample()))
                 {
-                    let Moments { mean, rstd } = self.moments(x);
+                    let Moments { mean, rstd } = vectorised!(self.moments(x));
                     own_gamma.fill(0.0);
                     own_beta.fill(0.0);
-                    for (x, dy) in x.chunks_exact(self.c).zip(dy.chunks_exact(self.c)) {
+                    vectorised!(for (x, dy) in x.chunks_exact(self.c).zip(dy.chunks_exact(self.c)) {
                         for ((((g, b), x), d), m) in own_gamma.iter_mut().zip(own_beta.iter_mut()).zip(x).zip(dy).zip(&mean) {
                             *g += d * (x - m);
                             *b += d;
                         }
-                    }
+                    });
                     own_gamma.iter_mut().zip(&rstd).for_each(|(g, r)| *g *= r);
                     let weigh = |own: &[f32]| self.by_group(&own.iter().zip(gamma).map(|(o, g)| o * g).collect::<Vec<_>>());
                     let (mean_gx, mean_g) = (weigh(&own_gamma), weigh(&own_beta));
@@ -103,11 +106,13 @@ impl Norm {
                     let b: Vec<f32> = mean_gx.iter().zip(&rstd).map(|(m, r)| -m / count * r * r).collect();
                     let e: Vec<f32> =
                         mean_g.iter().zip(&rstd).zip(mean.iter().zip(&b)).map(|((g, r), (m, b))| -g / count * r - m * b).collect();
-                    for ((dx, x), dy) in dx.chunks_exact_mut(self.c).zip(x.chunks_exact(self.c)).zip(dy.chunks_exact(self.c)) {
-                        for (((((o, x), d), a), b), e) in dx.iter_mut().zip(x).zip(dy).zip(&a).zip(&b).zip(&e) {
-                            *o = d * a + x * b + e;
+                    vectorised!(
+                        for ((dx, x), dy) in dx.chunks_exact_mut(self.c).zip(x.chunks_exact(self.c)).zip(dy.chunks_exact(self.c)) {
+                            for (((((o, x), d), a), b), e) in dx.iter_mut().zip(x).zip(dy).zip(&a).zip(&b).zip(&e) {
+                                *o = d * a + x * b + e;
+                            }
                         }
-                    }
+                    );
                     dgamma.iter_mut().zip(&own_gamma).for_each(|(t, o)| *t += o);
                     dbeta.iter_mut().zip(&own_beta).for_each(|(t, o)| *t += o);
                 }

@@ -5,6 +5,7 @@ use std::sync::OnceLock;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
+use crate::nn::simd::vectorised;
 use crate::nn::storage::{gradient, output, slice, with};
 
 /// The values of one image.
@@ -20,6 +21,7 @@ struct MaxPool2 {
 }
 
 impl MaxPool2 {
+    #[inline(always)]
     fn image(&self, x: Image<'_>, y: &mut [f32], largest: &mut [u8]) {
         let (w, c) = (self.w, self.c);
         for (cell, (y, largest)) in y.chunks_exact_mut(c).zip(largest.chunks_exact_mut(c)).enumerate() {
@@ -38,6 +40,7 @@ impl MaxPool2 {
         }
     }
 
+    #[inline(always)]
     fn image_back(&self, dy: Image<'_>, largest: &[u8], dx: &mut [f32]) {
         let (w, c) = (self.w, self.c);
         for (cell, (dy, largest)) in dy.chunks_exact(c).zip(largest.chunks_exact(c)).enumerate() {
@@ -61,10 +64,9 @@ impl CustomOp1 for MaxPool2 {
         let (x, size) = (slice(x, lx)?, self.h * self.w * self.c);
         let mut y = vec![0.0; x.len() / 4];
         let mut largest = vec![0u8; y.len()];
-        y.par_chunks_mut(size / 4)
-            .zip(largest.par_chunks_mut(size / 4))
-            .zip(x.par_chunks(size))
-            .for_each(|((y, l), x)| self.image(x, y, l));
+        y.par_chunks_mut(size / 4).zip(largest.par_chunks_mut(size / 4)).zip(x.par_chunks(size)).for_each(|((y, l), x)| {
+            vectorised!(self.image(x, y, l));
+        });
         // A second forward pass of one op does not happen: every call of `max_pool2` makes its own.
         let _ = self.largest.set(largest);
         output(y, (x.len() / size, self.h / 2, self.w / 2, self.c))
@@ -75,10 +77,9 @@ impl CustomOp1 for MaxPool2 {
         let size = self.h * self.w * self.c;
         let mut dx = vec![0.0; x.elem_count()];
         with(dy, |dy| {
-            dx.par_chunks_mut(size)
-                .zip(dy.par_chunks(size / 4))
-                .zip(largest.par_chunks(size / 4))
-                .for_each(|((dx, dy), l)| self.image_back(dy, l, dx));
+            dx.par_chunks_mut(size).zip(dy.par_chunks(size / 4)).zip(largest.par_chunks(size / 4)).for_each(|((dx, dy), l)| {
+                vectorised!(self.image_back(dy, l, dx));
+            });
             Ok(())
         })?;
         gradient(dx, x).map(Some)
