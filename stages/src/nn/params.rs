@@ -11,6 +11,11 @@ use crate::rng::Stream;
 
 use super::storage::with;
 
+/// Whether a tensor is a running statistic, which a forward pass moves and no gradient does.
+pub fn is_statistic(name: &str) -> bool {
+    name.ends_with("running_mean") || name.ends_with("running_var")
+}
+
 /// Named tensors in the order of their names; all `f32` on the CPU.
 #[derive(Debug, Clone, Default)]
 pub struct Params {
@@ -71,6 +76,11 @@ impl Params {
     /// All variables, by name.
     pub fn iter(&self) -> impl Iterator<Item = (&String, &Var)> {
         self.vars.iter()
+    }
+
+    /// The variables that a gradient step changes: all but running statistics.
+    pub fn trainable(&self) -> impl Iterator<Item = (&String, &Var)> {
+        self.vars.iter().filter(|(name, _)| !is_statistic(name))
     }
 
     /// How many values there are in all.

@@ -41,6 +41,63 @@ fn convolutions_have_right_gradients() {
 }
 
 #[test]
+fn grouped_and_uneven_convolutions_have_right_gradients() {
+    for (k, stride, pad, groups) in [
+        ([3, 3], [1, 1], [1; 4], 2),
+        ([3, 3], [2, 2], [1; 4], 3),
+        ([1, 1], [1, 1], [0; 4], 2),
+        ([3, 2], [1, 2], [0, 1, 2, 0], 1),
+        ([1, 5], [1, 1], [0, 2, 0, 2], 1),
+        ([2, 3], [2, 1], [1, 0, 0, 1], 6),
+        ([3, 3], [1, 1], [1; 4], 6),
+        ([5, 5], [2, 2], [2; 4], 6),
+        ([3, 3], [1, 1], [3; 4], 1),
+    ] {
+        let window = Window { stride, pad, groups };
+        let shapes: [(&str, &[usize]); 3] = [("x", &[2, 7, 6, 6]), ("w", &[k[0], k[1], 6 / groups, 6]), ("b", &[6])];
+        holds(&shapes, |p| conv(g(p, "x"), g(p, "w"), Some(g(p, "b")), window));
+        let p = params(&shapes);
+        let got = conv(g(&p, "x"), g(&p, "w"), Some(g(&p, "b")), window).unwrap();
+        let want = plain_conv(&p, k, window, got.dims());
+        for (at, (got, want)) in got.flatten_all().unwrap().to_vec1::<f32>().unwrap().iter().zip(want).enumerate() {
+            assert!((got - want).abs() < 1e-4, "{k:?} {window:?} at {at}: {got}, not {want}");
+        }
+    }
+    // More channels than one block of the depthwise kernel holds.
+    holds(&[("x", &[2, 4, 4, 40]), ("w", &[3, 3, 1, 40]), ("b", &[40])], |p| {
+        conv(g(p, "x"), g(p, "w"), Some(g(p, "b")), Window::new(1, 1).groups(40))
+    });
+}
+
+/// A grouped convolution of `[2, 7, 6, 6]` by its definition.
+fn plain_conv(p: &Params, [kh, kw]: [usize; 2], window: Window, dims: &[usize]) -> Vec<f32> {
+    let (x, w, b) = (p.values("x").unwrap(), p.values("w").unwrap(), p.values("b").unwrap());
+    let width = 6 / window.groups;
+    let mut y = Vec::new();
+    for at in 0..dims.iter().product() {
+        let (n, i, j, o) = (at / (dims[1] * dims[2] * 6), at / (dims[2] * 6) % dims[1], at / 6 % dims[2], at % 6);
+        let mut sum = b[o];
+        for (place, c) in (0..kh * kw).flat_map(|place| (0..width).map(move |c| (place, c))) {
+            let row = (i * window.stride[0] + place / kw) as isize - window.pad[0] as isize;
+            let column = (j * window.stride[1] + place % kw) as isize - window.pad[1] as isize;
+            if (0..7).contains(&row) && (0..6).contains(&column) {
+                let channel = o / width * width + c;
+                sum += x[((n * 7 + row as usize) * 6 + column as usize) * 6 + channel] * w[(place * width + c) * 6 + o];
+            }
+        }
+        y.push(sum);
+    }
+    y
+}
+
+#[test]
+fn same_padding_is_tensorflows() {
+    assert_eq!(Window::same(224, 224, 3, 2).pad, [0, 0, 1, 1]);
+    assert_eq!(Window::same(112, 7, 3, 1).pad, [1; 4]);
+    assert_eq!(Window::same(56, 7, 5, 2).pad, [1, 2, 2, 2]);
+}
+
+#[test]
 fn a_convolution_is_the_sum_that_it_should_be() {
     let p = params(&[("x", &[2, 5, 6, 2]), ("w", &[3, 3, 2, 4])]);
     let (x, w) = (p.values("x").unwrap(), p.values("w").unwrap());

@@ -2,7 +2,7 @@
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 
-use crate::nn::math::{map, map2, sigmoid, tanh};
+use crate::nn::math::{erf, exp, map, map2, sigmoid, tanh};
 use crate::nn::storage::{gradient, output, slice, with};
 
 /// A function of one value and its derivative.
@@ -78,6 +78,73 @@ impl Scalar for Gelu {
     }
 }
 
+struct GeluErf;
+impl Scalar for GeluErf {
+    const NAME: &'static str = "gelu_erf";
+    #[inline(always)]
+    fn value(x: f32) -> f32 {
+        0.5 * x * (1.0 + erf(x * std::f32::consts::FRAC_1_SQRT_2))
+    }
+    #[inline(always)]
+    fn slope(x: f32) -> f32 {
+        /// 1/√(2π).
+        const DENSITY: f32 = 0.398_942_3;
+        0.5 * (1.0 + erf(x * std::f32::consts::FRAC_1_SQRT_2)) + x * DENSITY * exp(-0.5 * x * x)
+    }
+}
+
+struct Relu6;
+impl Scalar for Relu6 {
+    const NAME: &'static str = "relu6";
+    #[inline(always)]
+    fn value(x: f32) -> f32 {
+        if x <= 0.0 {
+            0.0
+        } else if x >= 6.0 {
+            6.0
+        } else {
+            x
+        }
+    }
+    #[inline(always)]
+    fn slope(x: f32) -> f32 {
+        if x > 0.0 && x < 6.0 { 1.0 } else { 0.0 }
+    }
+}
+
+struct HardSigmoid;
+impl Scalar for HardSigmoid {
+    const NAME: &'static str = "hard_sigmoid";
+    #[inline(always)]
+    fn value(x: f32) -> f32 {
+        Relu6::value(x + 3.0) / 6.0
+    }
+    #[inline(always)]
+    fn slope(x: f32) -> f32 {
+        if x > -3.0 && x < 3.0 { 1.0 / 6.0 } else { 0.0 }
+    }
+}
+
+struct HardSwish;
+impl Scalar for HardSwish {
+    const NAME: &'static str = "hard_swish";
+    #[inline(always)]
+    fn value(x: f32) -> f32 {
+        x * HardSigmoid::value(x)
+    }
+    #[inline(always)]
+    fn slope(x: f32) -> f32 {
+        // As in PyTorch, the borders belong to the flat parts.
+        if x <= -3.0 {
+            0.0
+        } else if x >= 3.0 {
+            1.0
+        } else {
+            x / 3.0 + 0.5
+        }
+    }
+}
+
 /// `max(x, 0)`, with gradient 0 at 0.
 ///
 /// # Errors
@@ -100,4 +167,36 @@ pub fn silu(x: &Tensor) -> Result<Tensor> {
 /// If `x` is not an `f32` tensor on the CPU.
 pub fn gelu(x: &Tensor) -> Result<Tensor> {
     apply::<Gelu>(x)
+}
+
+/// The exact form of GELU, `x·Φ(x)`.
+///
+/// # Errors
+/// If `x` is not an `f32` tensor on the CPU.
+pub fn gelu_erf(x: &Tensor) -> Result<Tensor> {
+    apply::<GeluErf>(x)
+}
+
+/// `min(max(x, 0), 6)`.
+///
+/// # Errors
+/// If `x` is not an `f32` tensor on the CPU.
+pub fn relu6(x: &Tensor) -> Result<Tensor> {
+    apply::<Relu6>(x)
+}
+
+/// `relu6(x + 3) / 6`.
+///
+/// # Errors
+/// If `x` is not an `f32` tensor on the CPU.
+pub fn hard_sigmoid(x: &Tensor) -> Result<Tensor> {
+    apply::<HardSigmoid>(x)
+}
+
+/// `x · relu6(x + 3) / 6` (Howard et al. 2019).
+///
+/// # Errors
+/// If `x` is not an `f32` tensor on the CPU.
+pub fn hard_swish(x: &Tensor) -> Result<Tensor> {
+    apply::<HardSwish>(x)
 }

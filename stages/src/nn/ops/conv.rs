@@ -60,21 +60,70 @@ impl CustomOp3 for Conv2d {
     }
 }
 
-/// Convolution of `x` `[n, h, w, c]` with square kernels `w` `[k, k, c, o]`, plus `bias` `[o]`: `[n, h', w', o]` with `h' = (h + 2·pad − k) / stride + 1`.
+/// How a convolution goes over its images.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Window {
+    /// Step down and to the right.
+    pub stride: [usize; 2],
+    /// Zeros above, left, below and right.
+    pub pad: [usize; 4],
+    /// Groups of channels that do not see each other.
+    pub groups: usize,
+}
+
+impl Window {
+    /// The same stride and the same padding in all directions, one group.
+    pub fn new(stride: usize, pad: usize) -> Self {
+        Self { stride: [stride; 2], pad: [pad; 4], groups: 1 }
+    }
+
+    /// TensorFlow's `SAME` padding of images `h × w` under kernels of `k`: ⌈size / stride⌉ results, of an odd number of zeros the larger half behind.
+    pub fn same(h: usize, w: usize, k: usize, stride: usize) -> Self {
+        let total = |size: usize| ((size.div_ceil(stride) - 1) * stride + k).saturating_sub(size);
+        let (down, across) = (total(h), total(w));
+        Self { stride: [stride; 2], pad: [down / 2, across / 2, down - down / 2, across - across / 2], groups: 1 }
+    }
+
+    /// The same window in `groups` groups.
+    #[must_use]
+    pub fn groups(self, groups: usize) -> Self {
+        Self { groups, ..self }
+    }
+}
+
+/// Convolution of `x` `[n, h, w, c]` with kernels `w` `[kh, kw, c / groups, o]`, plus `bias` `[o]`: `[n, h', w', o]` with
+/// `h' = (h + above + below − kh) / stride + 1`. The first `o / groups` kernels see the first `c / groups` channels, and so on.
 ///
 /// # Errors
 /// If the shapes do not fit.
-pub fn conv2d(x: &Tensor, w: &Tensor, bias: Option<&Tensor>, stride: usize, pad: usize) -> Result<Tensor> {
+pub fn conv(x: &Tensor, w: &Tensor, bias: Option<&Tensor>, window: Window) -> Result<Tensor> {
     let (n, h, width, c) = x.dims4()?;
-    let (k, k2, wc, o) = w.dims4()?;
-    if k != k2 || wc != c || h + 2 * pad < k || width + 2 * pad < k || stride == 0 {
-        bail!("conv2d: kernels {:?} with stride {stride} and padding {pad} do not fit images {:?}", w.shape(), x.shape());
+    let (kh, kw, wc, o) = w.dims4()?;
+    let Window { stride, pad, groups } = window;
+    let fits = stride.iter().all(|s| *s > 0)
+        && groups > 0
+        && c.is_multiple_of(groups)
+        && o.is_multiple_of(groups)
+        && wc * groups == c
+        && kh * kw > 0
+        && h + pad[0] + pad[2] >= kh
+        && width + pad[1] + pad[3] >= kw;
+    if !fits || x.elem_count() == 0 {
+        bail!("conv: kernels {:?} with {window:?} do not fit images {:?}", w.shape(), x.shape());
     }
-    let op = Conv2d(Conv { n, h, w: width, c, o, k, s: stride, p: pad });
+    let op = Conv2d(Conv { n, h, w: width, c, o, kh, kw, stride, pad, groups });
     let (x, w) = (x.contiguous()?, w.contiguous()?);
     match bias {
         None => x.apply_op2(&w, op),
         Some(bias) if bias.dims() == [o] => x.apply_op3(&w, &bias.contiguous()?, op),
-        Some(bias) => bail!("conv2d: a bias {:?} does not fit {o} kernels", bias.shape()),
+        Some(bias) => bail!("conv: a bias {:?} does not fit {o} kernels", bias.shape()),
     }
+}
+
+/// [`conv`] with one stride, one padding and one group.
+///
+/// # Errors
+/// If the shapes do not fit.
+pub fn conv2d(x: &Tensor, w: &Tensor, bias: Option<&Tensor>, stride: usize, pad: usize) -> Result<Tensor> {
+    conv(x, w, bias, Window::new(stride, pad))
 }

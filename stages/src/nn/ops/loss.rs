@@ -89,3 +89,22 @@ pub fn mse(x: &Tensor, target: &Tensor) -> Result<Tensor> {
     let target = with(target, |target| Ok(target.to_vec()))?;
     x.contiguous()?.apply_op1(Mse { target })
 }
+
+/// Targets of [`cross_entropy`], row-major `[labels, classes]`: `1 − smoothing` for the label, and `smoothing` spread over all classes
+/// (Szegedy et al. 2016).
+///
+/// # Errors
+/// If a label is not below `classes`, or the smoothing is no share.
+pub fn one_hot(labels: &[u32], classes: usize, smoothing: f32) -> Result<Vec<f32>> {
+    if let Some(i) = labels.iter().position(|label| *label as usize >= classes) {
+        bail!("one_hot: label {i} is {}, there are {classes} classes", labels[i]);
+    }
+    if !(0.0..=1.0).contains(&smoothing) {
+        bail!("one_hot: a smoothing of {smoothing} is not a share from 0 to 1");
+    }
+    let mut targets = vec![smoothing / classes as f32; labels.len() * classes];
+    for (row, label) in targets.chunks_exact_mut(classes.max(1)).zip(labels) {
+        row[*label as usize] += 1.0 - smoothing;
+    }
+    Ok(targets)
+}

@@ -1,19 +1,25 @@
 //! The differentiable operations. Each takes and gives contiguous `f32` tensors on the CPU, and skips the gradients that nobody wants.
 
 mod activation;
+mod batch_norm;
 mod conv;
 mod embedding;
 mod linear;
 mod loss;
 mod norm;
 mod pool;
+mod rms_norm;
 mod softmax;
+mod window_pool;
 
-pub use activation::{gelu, relu, silu};
-pub use conv::conv2d;
+pub use activation::{gelu, gelu_erf, hard_sigmoid, hard_swish, relu, relu6, silu};
+pub use batch_norm::{BatchNorm, Moments};
+pub use conv::{Window, conv, conv2d};
 pub use embedding::embedding;
 pub use linear::{linear, matmul};
-pub use loss::{cross_entropy, mse};
+pub use loss::{cross_entropy, mse, one_hot};
 pub use norm::{group_norm, layer_norm};
 pub use pool::{global_avg_pool, max_pool2, upsample2};
+pub use rms_norm::rms_norm;
 pub use softmax::{attention, softmax};
+pub use window_pool::{adaptive_avg_pool, avg_pool, max_pool};

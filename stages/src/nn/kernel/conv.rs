@@ -1,0 +1,236 @@
+//! Convolutions: patches of images as rows of a matrix, times the weights.
+
+use rayon::prelude::*;
+
+use super::{Matrix, add_up, gemm, matmul, transposed, with_scratch};
+
+/// Parts into which a sum over pixels is cut; each has a buffer of the size of the weights.
+pub(super) const PARTS: usize = 8;
+
+/// The shape of a convolution over `[n, h, w, c]` with `o` kernels of `kh × kw` in `groups` groups: weights `[kh, kw, c / groups, o]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Conv {
+    pub n: usize,
+    pub h: usize,
+    pub w: usize,
+    pub c: usize,
+    pub o: usize,
+    pub kh: usize,
+    pub kw: usize,
+    /// Step down and to the right.
+    pub stride: [usize; 2],
+    /// Zeros above, left, below and right.
+    pub pad: [usize; 4],
+    pub groups: usize,
+}
+
+impl Conv {
+    /// Height of the result.
+    pub fn out_h(&self) -> usize {
+        (self.h + self.pad[0] + self.pad[2] - self.kh) / self.stride[0] + 1
+    }
+
+    /// Width of the result.
+    pub fn out_w(&self) -> usize {
+        (self.w + self.pad[1] + self.pad[3] - self.kw) / self.stride[1] + 1
+    }
+
+    /// Pixels of the result.
+    pub fn pixels(&self) -> usize {
+        self.n * self.out_h() * self.out_w()
+    }
+
+    /// Input and output channels of a group.
+    fn group(&self) -> (usize, usize) {
+        (self.c / self.groups, self.o / self.groups)
+    }
+
+    /// Values of one patch of a group.
+    fn patch(&self) -> usize {
+        self.kh * self.kw * self.group().0
+    }
+
+    /// A 1×1 convolution is a plain product.
+    fn is_product(&self) -> bool {
+        self.kh * self.kw == 1 && self.stride == [1, 1] && self.pad == [0; 4] && self.groups == 1
+    }
+
+    /// One kernel a channel.
+    pub(super) fn is_depthwise(&self) -> bool {
+        self.groups == self.c && self.c == self.o && self.groups > 1
+    }
+
+    /// Pixels whose patches one task holds at a time: about half a megabyte of them.
+    fn chunk(&self) -> usize {
+        (131_072 / self.patch()).clamp(32, 512)
+    }
+
+    /// Patches of a group of the pixels from `start` on, one a row, into `rows`.
+    fn patches(&self, x: &[f32], start: usize, group: usize, rows: &mut [f32]) {
+        let (oh, ow) = (self.out_h(), self.out_w());
+        let (c, [sh, sw]) = (self.group().0, self.stride);
+        let line = self.kw * c;
+        for (i, row) in rows.chunks_exact_mut(self.patch()).enumerate() {
+            let (image, pixel) = ((start + i) / (oh * ow), (start + i) % (oh * ow));
+            let (top, left) = (pixel / ow * sh, pixel % ow * sw);
+            // Columns of the patch that lie inside the image.
+            let from = self.pad[1].saturating_sub(left).min(self.kw);
+            let to = (self.w + self.pad[1]).saturating_sub(left).min(self.kw);
+            for (dy, line) in row.chunks_exact_mut(line).enumerate() {
+                let y = top + dy;
+                if y < self.pad[0] || y >= self.h + self.pad[0] || from >= to {
+                    line.fill(0.0);
+                    continue;
+                }
+                let source = ((image * self.h + y - self.pad[0]) * self.w + left + from - self.pad[1]) * self.c + group * c;
+                line[..from * c].fill(0.0);
+                if self.groups == 1 {
+                    line[from * c..to * c].copy_from_slice(&x[source..source + (to - from) * c]);
+                } else {
+                    for (j, part) in line[from * c..to * c].chunks_exact_mut(c).enumerate() {
+                        part.copy_from_slice(&x[source + j * self.c..][..c]);
+                    }
+                }
+                line[to * c..].fill(0.0);
+            }
+        }
+    }
+
+    /// `y = conv(x, w) + bias`.
+    pub fn forward(&self, x: &[f32], w: &[f32], bias: Option<&[f32]>) -> Vec<f32> {
+        if self.is_depthwise() {
+            return self.depthwise(x, w, bias);
+        }
+        let mut y = vec![0.0; self.pixels() * self.o];
+        let (patch, chunk) = (self.patch(), self.chunk());
+        let (c, o) = self.group();
+        y.par_chunks_mut(chunk * self.o).enumerate().for_each(|(i, y)| {
+            let pixels = y.len() / self.o;
+            if let Some(bias) = bias {
+                y.chunks_exact_mut(self.o).for_each(|y| y.copy_from_slice(bias));
+            }
+            let add = bias.is_some();
+            if self.is_product() {
+                let x = Matrix::new(&x[i * chunk * c..], c);
+                return gemm(pixels, o, c, y, o, add, x, Matrix::new(w, o));
+            }
+            with_scratch(pixels * patch, |rows| {
+                for group in 0..self.groups {
+                    self.patches(x, i * chunk, group, rows);
+                    let w = Matrix::new(&w[group * o..], self.o);
+                    gemm(pixels, o, patch, &mut y[group * o..], self.o, add, Matrix::new(rows, patch), w);
+                }
+            });
+        });
+        y
+    }
+
+    /// The gradient of `x`, given that of the result.
+    pub fn backward_input(&self, dy: &[f32], w: &[f32]) -> Vec<f32> {
+        if self.is_depthwise() {
+            return self.depthwise_input(dy, w);
+        }
+        if self.is_product() {
+            let mut dx = vec![0.0; self.n * self.h * self.w * self.c];
+            let wt = transposed(w, self.c, self.o);
+            matmul(self.pixels(), self.c, self.o, &mut dx, Matrix::new(dy, self.o), Matrix::new(&wt, self.c));
+            return dx;
+        }
+        let [top, left, bottom, right] = self.pad;
+        if self.stride == [1, 1] && top.max(bottom) < self.kh && left.max(right) < self.kw && self.groups == 1 {
+            // A convolution of dy with the kernels turned around, inputs and outputs exchanged.
+            let (down, across) = (self.kh - 1, self.kw - 1);
+            let pad = [down - top, across - left, down - bottom, across - right];
+            let turned = Self { h: self.out_h(), w: self.out_w(), c: self.o, o: self.c, pad, ..*self };
+            return turned.forward(dy, &self.turned(w), None);
+        }
+        self.scatter(dy, w)
+    }
+
+    /// `[kh, kw, c, o]` to `[kh, kw, o, c]` with both kernel axes reversed.
+    fn turned(&self, w: &[f32]) -> Vec<f32> {
+        let size = self.c * self.o;
+        (0..self.kh * self.kw).rev().flat_map(|place| transposed(&w[place * size..][..size], self.c, self.o)).collect()
+    }
+
+    /// The columns of a group of the weights, transposed: `[o / groups, patch]`.
+    fn group_transposed(&self, w: &[f32], group: usize) -> Vec<f32> {
+        if self.groups == 1 {
+            return transposed(w, self.patch(), self.o);
+        }
+        let o = self.group().1;
+        let columns: Vec<f32> = w.chunks_exact(self.o).flat_map(|row| &row[group * o..(group + 1) * o]).copied().collect();
+        transposed(&columns, self.patch(), o)
+    }
+
+    /// Patches of gradients, added to where they came from; one image a task.
+    fn scatter(&self, dy: &[f32], w: &[f32]) -> Vec<f32> {
+        let (patch, o) = (self.patch(), self.group().1);
+        let wt: Vec<Vec<f32>> = (0..self.groups).map(|group| self.group_transposed(w, group)).collect();
+        let (oh, ow) = (self.out_h(), self.out_w());
+        let mut dx = vec![0.0; self.n * self.h * self.w * self.c];
+        dx.par_chunks_mut(self.h * self.w * self.c).enumerate().for_each(|(image, dx)| {
+            with_scratch(oh * ow * patch, |rows| {
+                for (group, wt) in wt.iter().enumerate() {
+                    let dy = Matrix::new(&dy[image * oh * ow * self.o + group * o..], self.o);
+                    gemm(oh * ow, patch, o, rows, patch, false, dy, Matrix::new(wt, patch));
+                    for (pixel, row) in rows.chunks_exact(patch).enumerate() {
+                        self.scatter_patch(pixel / ow * self.stride[0], pixel % ow * self.stride[1], group, row, dx);
+                    }
+                }
+            });
+        });
+        dx
+    }
+
+    fn scatter_patch(&self, top: usize, left: usize, group: usize, row: &[f32], dx: &mut [f32]) {
+        let c = self.group().0;
+        for (place, values) in row.chunks_exact(c).enumerate() {
+            if let Some(pixel) = self.inside(top + place / self.kw, left + place % self.kw) {
+                let at = pixel * self.c + group * c;
+                dx[at..at + c].iter_mut().zip(values).for_each(|(d, v)| *d += v);
+            }
+        }
+    }
+
+    /// The pixel at a place of the padded image, unless it is padding.
+    pub(super) fn inside(&self, y: usize, x: usize) -> Option<usize> {
+        let [top, left, ..] = self.pad;
+        let hit = y >= top && x >= left && y < self.h + top && x < self.w + left;
+        hit.then(|| (y - top) * self.w + x - left)
+    }
+
+    /// The gradient of `w`: parts of the pixels apart, added in their order.
+    pub fn backward_weight(&self, x: &[f32], dy: &[f32]) -> Vec<f32> {
+        if self.is_depthwise() {
+            return self.depthwise_weight(x, dy);
+        }
+        let (patch, chunk) = (self.patch(), self.chunk());
+        let o = self.group().1;
+        let chunks = self.pixels().div_ceil(chunk);
+        let parts = PARTS.min(chunks).max(1);
+        let sums: Vec<Vec<f32>> = (0..parts)
+            .into_par_iter()
+            .map(|part| {
+                let mut sum = vec![0.0; patch * self.o];
+                for i in chunks * part / parts..chunks * (part + 1) / parts {
+                    let pixels = chunk.min(self.pixels() - i * chunk);
+                    if self.is_product() {
+                        let (x, dy) = (Matrix::new(&x[i * chunk * self.c..], self.c), Matrix::new(&dy[i * chunk * self.o..], self.o));
+                        gemm(patch, self.o, pixels, &mut sum, self.o, true, x.t(), dy);
+                        continue;
+                    }
+                    with_scratch(pixels * patch, |rows| {
+                        for group in 0..self.groups {
+                            self.patches(x, i * chunk, group, rows);
+                            let dy = Matrix::new(&dy[i * chunk * self.o + group * o..], self.o);
+                            gemm(patch, o, pixels, &mut sum[group * o..], self.o, true, Matrix::new(rows, patch).t(), dy);
+                        }
+                    });
+                }
+                sum
+            })
+            .collect();
+        add_up(sums)
+    }
+}

@@ -1,0 +1,65 @@
+//! LAMB: Adam with a step for every tensor that is as long as the tensor, for large batches.
+
+use std::collections::BTreeMap;
+
+use candle_core::backprop::GradStore;
+
+use super::{in_place, of_all};
+use crate::error::Result;
+use crate::nn::params::Params;
+use crate::nn::storage::with;
+
+/// LAMB (You et al. 2020, algorithm 2, with Adam's corrections of the start): `r = m̂ / (√v̂ + ε) + decay·w`, `w ← w − lr·(‖w‖ / ‖r‖)·r`.
+/// Tensors of one dimension neither decay nor adapt, as in timm.
+#[derive(Debug, Clone)]
+pub struct Lamb {
+    /// Decay of the mean of gradients.
+    pub beta1: f32,
+    /// Decay of the mean of squared gradients.
+    pub beta2: f32,
+    /// Keeps the division finite.
+    pub eps: f32,
+    /// Share of the weights that joins the direction; only of tensors with two or more dimensions.
+    pub weight_decay: f32,
+    step: i32,
+    /// Mean of gradients, of squared gradients, and the direction of the step.
+    state: BTreeMap<String, [Vec<f32>; 3]>,
+}
+
+/// The Euclidean norm: fixed runs in single precision, their sums in double.
+fn norm(values: &[f32]) -> f64 {
+    values.chunks(256).map(|run| f64::from(run.iter().map(|v| v * v).sum::<f32>())).sum::<f64>().sqrt()
+}
+
+impl Lamb {
+    /// β₁ 0.9, β₂ 0.999, ε 1e-6.
+    pub fn new(weight_decay: f64) -> Self {
+        Self { beta1: 0.9, beta2: 0.999, eps: 1e-6, weight_decay: weight_decay as f32, step: 0, state: BTreeMap::new() }
+    }
+
+    /// One step on all tensors of `params` that `trains` lets through.
+    ///
+    /// # Errors
+    /// If one of them has no gradient: it was cut on the way, or it should not be trained.
+    pub fn step(&mut self, params: &Params, grads: &GradStore, lr: f64, trains: impl Fn(&str) -> bool) -> Result<()> {
+        self.step += 1;
+        let (b1, b2, eps) = (self.beta1, self.beta2, self.eps);
+        let (c1, c2) = (1.0 / (1.0 - b1.powi(self.step)), 1.0 / (1.0 - b2.powi(self.step)));
+        for (name, var, grad) in of_all(params, grads, trains)? {
+            let adapts = var.dims().len() > 1;
+            let decay = if adapts { self.weight_decay } else { 0.0 };
+            let n = var.elem_count();
+            let [m, v, r] = self.state.entry(name.clone()).or_insert_with(|| [vec![0.0; n], vec![0.0; n], vec![0.0; n]]);
+            in_place("lamb", var, grad, [m, v, r], |w, g, [m, v, r]| {
+                *m = b1 * *m + (1.0 - b1) * g;
+                *v = b2 * *v + (1.0 - b2) * g * g;
+                *r = (*m * c1) / ((*v * c2).sqrt() + eps) + decay * *w;
+            })?;
+            let lengths = (with(var, |w| Ok(norm(w)))?, norm(r));
+            let trust = if adapts && lengths.0 > 0.0 && lengths.1 > 0.0 { lengths.0 / lengths.1 } else { 1.0 };
+            let step = (lr * trust) as f32;
+            in_place("lamb", var, grad, [r], |w, _, [r]| *w -= step * *r)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,180 @@
+//! Optimisers: one fused pass over weights, gradient and state, in place.
+
+mod lamb;
+mod sgd;
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+
+use candle_core::backprop::GradStore;
+use candle_core::{CpuStorage, InplaceOp2, Layout, Tensor, Var};
+use rayon::prelude::*;
+
+use crate::error::{Error, Result};
+
+use crate::nn::math::CHUNK;
+use crate::nn::params::Params;
+use crate::nn::simd::vectorised;
+use crate::nn::storage::{slice, with};
+
+pub use lamb::Lamb;
+pub use sgd::Sgd;
+
+/// AdamW (Loshchilov and Hutter 2019): Adam with the decay of weights apart from the gradient.
+#[derive(Debug, Clone)]
+pub struct AdamW {
+    /// Decay of the mean of gradients.
+    pub beta1: f32,
+    /// Decay of the mean of squared gradients.
+    pub beta2: f32,
+    /// Keeps the division finite.
+    pub eps: f32,
+    /// Share of the weights that is taken away in each step, times the learning rate; only of tensors with two or more dimensions.
+    pub weight_decay: f32,
+    step: i32,
+    state: BTreeMap<String, [Vec<f32>; 2]>,
+}
+
+impl AdamW {
+    /// β₁ 0.9, β₂ 0.999, ε 1e-8.
+    pub fn new(weight_decay: f64) -> Self {
+        Self { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: weight_decay as f32, step: 0, state: BTreeMap::new() }
+    }
+
+    /// One step on all tensors of `params` that `trains` lets through.
+    ///
+    /// # Errors
+    /// If one of them has no gradient: it was cut on the way, or it should not be trained.
+    pub fn step(&mut self, params: &Params, grads: &GradStore, lr: f64, trains: impl Fn(&str) -> bool) -> Result<()> {
+        self.step += 1;
+        let (b1, b2, eps, lr) = (self.beta1, self.beta2, self.eps, lr as f32);
+        let (c1, c2) = (1.0 / (1.0 - b1.powi(self.step)), 1.0 / (1.0 - b2.powi(self.step)));
+        for (name, var, grad) in of_all(params, grads, trains)? {
+            let n = var.elem_count();
+            let [mean, square] = self.state.entry(name.clone()).or_insert_with(|| [vec![0.0; n], vec![0.0; n]]);
+            let decay = if var.dims().len() > 1 { lr * self.weight_decay } else { 0.0 };
+            in_place("adamw", var, grad, [mean, square], |w, g, [m, v]| {
+                *m = b1 * *m + (1.0 - b1) * g;
+                *v = b2 * *v + (1.0 - b2) * g * g;
+                *w -= decay * *w + lr * (*m * c1) / ((*v * c2).sqrt() + eps);
+            })?;
+        }
+        Ok(())
+    }
+}
+
+/// A tensor with its name and its gradient.
+type Trained<'a> = (&'a String, &'a Var, &'a Tensor);
+
+/// Every tensor of `params` that `trains` lets through; running statistics are none of them.
+fn of_all<'a>(params: &'a Params, grads: &'a GradStore, trains: impl Fn(&str) -> bool) -> Result<Vec<Trained<'a>>> {
+    let wanted = params.trainable().filter(|(name, _)| trains(name));
+    wanted
+        .map(|(name, var)| match grads.get(var) {
+            Some(grad) => Ok((name, var, grad)),
+            None => Err(Error::argument(format!("`{name}` has no gradient: the loss does not depend on it"))),
+        })
+        .collect()
+}
+
+/// Calls `f(weight, gradient, its state)` for every value of a tensor, in one pass over all of them.
+fn in_place<const N: usize>(
+    name: &'static str,
+    var: &Var,
+    grad: &Tensor,
+    state: [&mut Vec<f32>; N],
+    f: impl Fn(&mut f32, f32, [&mut f32; N]) + Sync,
+) -> Result<()> {
+    // The op wants `&self`; nobody else ever waits for this lock.
+    let update = Update { name, state: Mutex::new(state), f };
+    Ok(var.inplace_op2(&grad.contiguous()?, &update)?)
+}
+
+struct Update<'s, F, const N: usize> {
+    name: &'static str,
+    state: Mutex<[&'s mut Vec<f32>; N]>,
+    f: F,
+}
+
+impl<F: Fn(&mut f32, f32, [&mut f32; N]) + Sync, const N: usize> Update<'_, F, N> {
+    #[inline(always)]
+    fn chunk(&self, w: &mut [f32], g: &[f32], mut state: [&mut [f32]; N]) {
+        let n = w.len();
+        assert!(g.len() == n && state.iter().all(|s| s.len() == n));
+        for (i, (w, g)) in w.iter_mut().zip(g).enumerate() {
+            (self.f)(w, *g, state.each_mut().map(|s| &mut s[i]));
+        }
+    }
+}
+
+impl<F: Fn(&mut f32, f32, [&mut f32; N]) + Sync, const N: usize> InplaceOp2 for Update<'_, F, N> {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn cpu_fwd(&self, w: &mut CpuStorage, lw: &Layout, g: &CpuStorage, lg: &Layout) -> candle_core::Result<()> {
+        let g = slice(g, lg)?;
+        let (CpuStorage::F32(w), Some((start, end))) = (w, lw.contiguous_offsets()) else {
+            candle_core::bail!("{}: the weights are not contiguous f32", self.name);
+        };
+        let Ok(mut state) = self.state.lock() else { candle_core::bail!("{}: the state was lost to a panic", self.name) };
+        let mut rest = state.each_mut().map(|s| s.as_mut_slice());
+        let mut work = Vec::new();
+        for (w, g) in w[start..end].chunks_mut(CHUNK).zip(g.chunks(CHUNK)) {
+            let parts = rest.each_mut().map(|s| {
+                let (part, behind) = std::mem::take(s).split_at_mut(w.len());
+                *s = behind;
+                part
+            });
+            work.push((w, g, parts));
+        }
+        work.into_par_iter().for_each(|(w, g, parts)| vectorised!(self.chunk(w, g, parts)));
+        Ok(())
+    }
+}
+
+/// The Euclidean norm of all gradients together, in double precision and the order of the names.
+///
+/// # Errors
+/// If a gradient cannot be read.
+pub fn grad_norm(params: &Params, grads: &GradStore) -> Result<f64> {
+    let mut total = 0.0;
+    for grad in params.trainable().filter_map(|(_, var)| grads.get(var)) {
+        total += with(grad, |g| Ok(g.chunks(1024).map(|c| f64::from(c.iter().map(|v| v * v).sum::<f32>())).sum::<f64>()))?;
+    }
+    Ok(total.sqrt())
+}
+
+/// Scales all gradients so that their norm is at most `limit`; gives the norm before.
+///
+/// # Errors
+/// If a gradient cannot be scaled.
+pub fn clip(params: &Params, grads: &mut GradStore, limit: f64) -> Result<f64> {
+    let norm = grad_norm(params, grads)?;
+    if norm > limit {
+        for (_, var) in params.trainable() {
+            let scaled = grads.get(var).map(|g: &Tensor| g.affine(limit / norm, 0.0)).transpose()?;
+            if let Some(scaled) = scaled {
+                grads.insert(var, scaled);
+            }
+        }
+    }
+    Ok(norm)
+}
+
+/// Learning rate at `step` of `total`: a linear warm-up over `warmup` steps, then a half cosine down to 0 (Loshchilov and Hutter 2017).
+pub fn cosine(peak: f64, step: usize, total: usize, warmup: usize) -> f64 {
+    if step < warmup {
+        return peak * (step + 1) as f64 / warmup as f64;
+    }
+    let progress = (step - warmup) as f64 / total.saturating_sub(warmup).max(1) as f64;
+    peak * 0.5 * (1.0 + (std::f64::consts::PI * progress).cos())
+}
+
+/// The gradient of one variable, if it has one, as values.
+///
+/// # Errors
+/// If it cannot be read.
+pub fn gradient_values(grads: &GradStore, var: &Var) -> Result<Option<Vec<f32>>> {
+    Ok(grads.get(var).map(|g| with(g, |g| Ok(g.to_vec()))).transpose()?)
+}

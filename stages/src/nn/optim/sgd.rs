@@ -1,0 +1,47 @@
+//! Stochastic gradient descent with momentum.
+
+use std::collections::BTreeMap;
+
+use candle_core::backprop::GradStore;
+
+use super::{in_place, of_all};
+use crate::error::Result;
+use crate::nn::params::Params;
+
+/// `m ← momentum·m + g + decay·w`, `w ← w − lr·m` (Sutskever et al. 2013, in PyTorch's form); Nesterov's variant steps along
+/// `g + decay·w + momentum·m`. Tensors of one dimension do not decay.
+#[derive(Debug, Clone)]
+pub struct Sgd {
+    /// Share of the last step's direction that is kept.
+    pub momentum: f32,
+    /// Whether the step looks ahead by one step of momentum.
+    pub nesterov: bool,
+    /// Share of the weights that is added to the gradient; only of tensors with two or more dimensions.
+    pub weight_decay: f32,
+    state: BTreeMap<String, Vec<f32>>,
+}
+
+impl Sgd {
+    /// An optimiser at rest.
+    pub fn new(momentum: f64, nesterov: bool, weight_decay: f64) -> Self {
+        Self { momentum: momentum as f32, nesterov, weight_decay: weight_decay as f32, state: BTreeMap::new() }
+    }
+
+    /// One step on all tensors of `params` that `trains` lets through.
+    ///
+    /// # Errors
+    /// If one of them has no gradient: it was cut on the way, or it should not be trained.
+    pub fn step(&mut self, params: &Params, grads: &GradStore, lr: f64, trains: impl Fn(&str) -> bool) -> Result<()> {
+        let (momentum, lr, nesterov) = (self.momentum, lr as f32, self.nesterov);
+        for (name, var, grad) in of_all(params, grads, trains)? {
+            let decay = if var.dims().len() > 1 { self.weight_decay } else { 0.0 };
+            let state = self.state.entry(name.clone()).or_insert_with(|| vec![0.0; var.elem_count()]);
+            in_place("sgd", var, grad, [state], |w, g, [m]| {
+                let g = g + decay * *w;
+                *m = momentum * *m + g;
+                *w -= lr * if nesterov { g + momentum * *m } else { *m };
+            })?;
+        }
+        Ok(())
+    }
+}
