@@ -1,6 +1,11 @@
 //! Image classifiers: an architecture as a list of named units, its weights, and the `model` artifact.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod layer;
+mod pytorch;
+mod zoo;
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
@@ -11,9 +16,11 @@ use serde::{Deserialize, Serialize};
 use crate::data::{ImageSet, Normalisation, read_json, write_json};
 use crate::error::{Error, Result};
 use crate::nn::Params;
-use crate::nn::ops::{conv2d, global_avg_pool, group_norm, linear, max_pool2, relu};
+use crate::nn::ops::Moments;
 use crate::nn::params::Weights;
 use crate::rng::Stream;
+use layer::{Layer, Pass, Spec};
+use zoo::Unit;
 
 /// Name of the weights' file in a model folder.
 pub const FILE: &str = "model.safetensors";
@@ -33,6 +40,91 @@ pub enum Arch {
     /// all pixels; a linear head. With w = 32 and ten classes 94,000 values.
     #[default]
     SmallCnn,
+    /// ResNet-18 (He et al. 2016): 11.7 million values with 1,000 classes.
+    #[serde(rename = "resnet-18")]
+    ResNet18,
+    /// ResNet-34: 21.8 million.
+    #[serde(rename = "resnet-34")]
+    ResNet34,
+    /// ResNet-50: 25.6 million.
+    #[serde(rename = "resnet-50")]
+    ResNet50,
+    /// ResNet-18 for images of 32 pixels: a 3×3 stem without pooling.
+    #[serde(rename = "resnet-18-32px")]
+    ResNet18Small,
+    /// ResNet-34 for images of 32 pixels.
+    #[serde(rename = "resnet-34-32px")]
+    ResNet34Small,
+    /// ResNet-50 for images of 32 pixels.
+    #[serde(rename = "resnet-50-32px")]
+    ResNet50Small,
+    /// SqueezeNet 1.1 (Iandola et al. 2016): 1.2 million.
+    #[serde(rename = "squeezenet-1.1")]
+    SqueezeNet,
+    /// Vision transformer (Dosovitskiy et al. 2021), 16-pixel patches, 12 blocks of width 192: 5.7 million.
+    #[serde(rename = "vit-ti-16")]
+    VitTiny,
+    /// Width 384: 22 million.
+    #[serde(rename = "vit-s-16")]
+    VitSmall,
+    /// Width 768: 86.6 million.
+    #[serde(rename = "vit-b-16")]
+    VitBase,
+    /// 24 blocks of width 1024: 304 million.
+    #[serde(rename = "vit-l-16")]
+    VitLarge,
+    /// The vision transformer of width 192 with 4-pixel patches, for images of 32 pixels.
+    #[serde(rename = "vit-ti-4")]
+    VitTinySmall,
+    /// EfficientNet-Lite0 (Tan and Le 2019): 4.7 million.
+    #[serde(rename = "efficientnet-lite0")]
+    EfficientNetLite0,
+    /// MobileNetV3-Large (Howard et al. 2019): 5.5 million.
+    #[serde(rename = "mobilenet-v3-large")]
+    MobileNetV3Large,
+    /// MobileNetV3-Small: 2.5 million.
+    #[serde(rename = "mobilenet-v3-small")]
+    MobileNetV3Small,
+    /// ConvNeXt-T (Liu et al. 2022): 28.6 million.
+    #[serde(rename = "convnext-t")]
+    ConvNextTiny,
+}
+
+impl Arch {
+    /// Pixels that the sides of an image must be a multiple of, and the least of them.
+    fn sides(self) -> (usize, usize) {
+        match self {
+            Self::SmallCnn => (4, 4),
+            Self::VitTiny | Self::VitSmall | Self::VitBase | Self::VitLarge => (16, 16),
+            Self::VitTinySmall => (4, 4),
+            Self::ResNet18Small | Self::ResNet34Small | Self::ResNet50Small => (1, 8),
+            _ => (1, 32),
+        }
+    }
+
+    fn units(self, channels: usize, size: [usize; 2], width: usize, classes: usize) -> Vec<Unit> {
+        let vit = |patch, c, depth, heads| zoo::vit(channels, size, patch, c, depth, heads, classes);
+        let resnet = |blocks, bottleneck, small| zoo::resnet(channels, blocks, bottleneck, small, classes);
+        match self {
+            Self::SmallCnn => zoo::small_cnn(channels, width, GROUP, classes),
+            Self::ResNet18 => resnet([2, 2, 2, 2], false, false),
+            Self::ResNet34 => resnet([3, 4, 6, 3], false, false),
+            Self::ResNet50 => resnet([3, 4, 6, 3], true, false),
+            Self::ResNet18Small => resnet([2, 2, 2, 2], false, true),
+            Self::ResNet34Small => resnet([3, 4, 6, 3], false, true),
+            Self::ResNet50Small => resnet([3, 4, 6, 3], true, true),
+            Self::SqueezeNet => zoo::squeezenet(channels, classes),
+            Self::VitTiny => vit(16, 192, 12, 3),
+            Self::VitSmall => vit(16, 384, 12, 6),
+            Self::VitBase => vit(16, 768, 12, 12),
+            Self::VitLarge => vit(16, 1024, 24, 16),
+            Self::VitTinySmall => vit(4, 192, 12, 3),
+            Self::EfficientNetLite0 => zoo::efficientnet_lite0(channels, classes),
+            Self::MobileNetV3Large => zoo::mobilenet_v3(channels, true, classes),
+            Self::MobileNetV3Small => zoo::mobilenet_v3(channels, false, classes),
+            Self::ConvNextTiny => zoo::convnext_tiny(channels, classes),
+        }
+    }
 }
 
 /// What a model is, apart from its weights.
@@ -41,7 +133,7 @@ pub enum Arch {
 pub struct Config {
     /// The architecture.
     pub arch: Arch,
-    /// Channels of the first unit.
+    /// Channels of the first unit of the small CNN; the other architectures have widths of their own.
     pub width: usize,
     /// Pixels of an input.
     pub height: usize,
@@ -64,43 +156,52 @@ impl Config {
     /// If the architecture does not take images of that size, or the width is not a multiple of 8.
     pub fn for_images(arch: Arch, width: usize, set: &ImageSet) -> Result<Self> {
         let meta = &set.meta;
-        let units = ["conv1", "conv2", "conv3", HEAD].map(str::to_owned).to_vec();
-        let config = Self {
-            arch,
-            width,
-            height: meta.height,
-            input_width: meta.width,
-            channels: meta.channels,
-            normalisation: Normalisation::Signed,
-            classes: meta.classes.clone(),
-            units,
-        };
+        Self::new(arch, width, [meta.height, meta.width], meta.channels, meta.classes.clone())
+    }
+
+    /// A model for images of `size` (height and width) with `channels` channels.
+    ///
+    /// # Errors
+    /// As [`for_images`](Self::for_images).
+    pub fn new(arch: Arch, width: usize, size: [usize; 2], channels: usize, classes: Vec<String>) -> Result<Self> {
+        let [height, input_width] = size;
+        let normalisation = Normalisation::Signed;
+        let mut config = Self { arch, width, height, input_width, channels, normalisation, classes, units: Vec::new() };
+        config.units = config.layers().into_iter().map(|unit| unit.name).collect();
         config.check().map_err(Error::Argument)?;
         Ok(config)
     }
 
+    /// The units with their layers.
+    fn layers(&self) -> Vec<Unit> {
+        self.arch.units(self.channels, [self.height, self.input_width], self.width, self.classes.len())
+    }
+
+    /// All tensors, with the unit that they belong to.
+    fn specs(&self) -> Vec<(String, Spec)> {
+        let of = |unit: Unit| unit.layers.iter().flat_map(Layer::specs).map(|spec| (unit.name.clone(), spec)).collect::<Vec<_>>();
+        self.layers().into_iter().flat_map(of).collect()
+    }
+
     fn check(&self) -> Result<(), String> {
         let (height, width) = (self.height, self.input_width);
-        if height == 0 || width == 0 || height % 4 + width % 4 != 0 {
+        let (multiple, least) = self.arch.sides();
+        if self.arch == Arch::SmallCnn && (height.min(width) < least || height % 4 + width % 4 != 0) {
             return Err(format!("the small CNN halves images twice, so their sides must be multiples of 4, not {height}x{width}"));
         }
-        if self.width == 0 || !self.width.is_multiple_of(GROUP) {
+        if height.min(width) < least || height % multiple + width % multiple != 0 {
+            return Err(format!(
+                "{:?} takes images whose sides are multiples of {multiple} from {least} on, not {height}x{width}",
+                self.arch
+            ));
+        }
+        if self.arch == Arch::SmallCnn && (self.width == 0 || !self.width.is_multiple_of(GROUP)) {
             return Err(format!("width {} is not a multiple of {GROUP}", self.width));
         }
-        if self.units != ["conv1", "conv2", "conv3", HEAD] {
-            return Err(format!("units {:?} are not those of the small CNN", self.units));
+        if !self.layers().iter().map(|unit| &unit.name).eq(&self.units) {
+            return Err(format!("units {:?} are not those of {:?}", self.units, self.arch));
         }
         Ok(())
-    }
-
-    /// Input and output channels of the convolutions.
-    fn convolutions(&self) -> [(&'static str, usize, usize); 3] {
-        let w = self.width;
-        [("conv1", self.channels, w), ("conv2", w, 2 * w), ("conv3", 2 * w, 4 * w)]
-    }
-
-    fn features(&self) -> usize {
-        4 * self.width
     }
 
     /// Complains unless `set` has the size that the model takes.
@@ -137,32 +238,42 @@ impl Config {
 pub struct Model {
     /// What it is.
     pub config: Config,
-    /// Its weights, named `unit.weight`, `unit.bias`, `unit.norm.weight` and `unit.norm.bias`.
+    /// Its weights: torchvision's or timm's names, and for the small CNN `unit.weight`, `unit.norm.weight` and so on.
     pub params: Params,
+    units: Vec<Unit>,
+    /// The unit of every tensor.
+    owners: BTreeMap<String, String>,
 }
 
+/// The statistics of a batch, by the name of the normalisation.
+pub type BatchStatistics = Vec<(String, Moments)>;
+
 impl Model {
-    /// Random weights: He et al. 2015 for the convolutions, small ones for the head.
+    /// Random weights: He et al. 2015 for the convolutions, small ones for the rest.
     ///
     /// # Errors
     /// If a tensor cannot be made.
     pub fn new(config: Config, seed: u64) -> Result<Self> {
         let stream = Stream::new(seed, "model/init");
         let mut params = Params::new();
-        for (unit, inputs, outputs) in config.convolutions() {
-            params.normal(&format!("{unit}.weight"), &[3, 3, inputs, outputs], 9 * inputs, 2.0, &stream)?;
-            params.constant(&format!("{unit}.norm.weight"), &[outputs], 1.0)?;
-            params.constant(&format!("{unit}.norm.bias"), &[outputs], 0.0)?;
-        }
-        let mut model = Self { config, params };
-        model.draw_head(&stream)?;
-        Ok(model)
+        let specs = config.specs();
+        specs.iter().try_for_each(|(_, spec)| spec.draw(&mut params, &stream))?;
+        Ok(Self::assembled(config, params))
     }
 
-    fn draw_head(&mut self, stream: &Stream) -> Result<()> {
-        let (features, classes) = (self.config.features(), self.config.classes.len());
-        self.params.normal("head.weight", &[features, classes], features, 1.0, stream)?;
-        self.params.constant("head.bias", &[classes], 0.0)
+    fn assembled(config: Config, params: Params) -> Self {
+        let owners = config.specs().into_iter().map(|(unit, spec)| (spec.name, unit)).collect();
+        Self { units: config.layers(), owners, config, params }
+    }
+
+    /// The weights of a safetensors file with PyTorch's shapes, under torchvision's or timm's names.
+    ///
+    /// # Errors
+    /// If a tensor is missing, unknown, not finite or of another shape; the message names it.
+    pub fn from_pytorch(config: Config, path: &Path) -> Result<Self> {
+        let specs: Vec<Spec> = config.specs().into_iter().map(|(_, spec)| spec).collect();
+        let params = pytorch::read(&specs, path)?;
+        Ok(Self::assembled(config, params))
     }
 
     /// A new random head, for `classes`.
@@ -171,15 +282,54 @@ impl Model {
     /// If a tensor cannot be made.
     pub fn reinit_head(&mut self, classes: &[String], seed: u64) -> Result<()> {
         self.config.classes = classes.to_vec();
-        self.draw_head(&Stream::new(seed, "model/head"))
+        self.units = self.config.layers();
+        let stream = Stream::new(seed, "model/head");
+        let head = self.config.specs().into_iter().filter(|(unit, _)| unit == HEAD);
+        head.map(|(_, spec)| spec.draw(&mut self.params, &stream)).collect()
     }
 
-    /// Logits `[n, classes]` of images `[n, h, w, c]`, with weights from `weights`.
+    /// The unit that the tensor called `name` belongs to.
+    pub fn unit_of(&self, name: &str) -> &str {
+        self.owners.get(name).map_or("", String::as_str)
+    }
+
+    /// Logits `[n, classes]` of images `[n, h, w, c]`, with weights from `weights`; normalisations use their running statistics.
     ///
     /// # Errors
     /// If the shapes do not fit.
     pub fn logits(&self, weights: &dyn Weights, x: &Tensor) -> Result<Tensor> {
-        self.prefix(weights, x, self.config.units.len())
+        self.prefix(weights, x, self.units.len())
+    }
+
+    /// Logits in training: batch normalisations use the batch's statistics, except in the units `frozen`. Gives those statistics too, for
+    /// [`move_statistics`](Self::move_statistics).
+    ///
+    /// # Errors
+    /// If the shapes do not fit.
+    pub fn training_logits(&self, weights: &dyn Weights, x: &Tensor, frozen: &[String]) -> Result<(Tensor, BatchStatistics)> {
+        let batch = RefCell::new(Vec::new());
+        let (adapting, fixed) = (Pass::train(weights, &batch), Pass::eval(weights));
+        let logits = self.units.iter().try_fold(x.clone(), |x, unit| {
+            let pass = if frozen.contains(&unit.name) { &fixed } else { &adapting };
+            pass.run(&unit.layers, &x)
+        })?;
+        Ok((logits, batch.into_inner()))
+    }
+
+    /// Moves every running statistic by a share of `momentum` towards the batch's.
+    ///
+    /// # Errors
+    /// If there is no such normalisation.
+    pub fn move_statistics(&self, batch: &BatchStatistics, momentum: f32) -> Result<()> {
+        for (name, moments) in batch {
+            for (tensor, towards) in [("running_mean", moments.mean.clone()), ("running_var", moments.unbiased())] {
+                let name = format!("{name}.{tensor}");
+                let moved = self.params.values(&name)?.iter().zip(towards).map(|(old, new)| old + momentum * (new - old)).collect();
+                let var = self.params.var(&name)?;
+                var.set(&Tensor::from_vec(moved, var.shape(), var.device())?)?;
+            }
+        }
+        Ok(())
     }
 
     /// The output of the first `units` units: a prefix of the model.
@@ -187,25 +337,15 @@ impl Model {
     /// # Errors
     /// If there are not that many units, or the shapes do not fit.
     pub fn prefix(&self, weights: &dyn Weights, x: &Tensor, units: usize) -> Result<Tensor> {
-        let Some(units) = self.config.units.get(..units) else {
-            return Err(Error::argument(format!("the model has {} units, not {units}", self.config.units.len())));
+        let Some(units) = self.units.get(..units) else {
+            return Err(Error::argument(format!("the model has {} units, not {units}", self.units.len())));
         };
-        units.iter().try_fold(x.clone(), |x, unit| self.unit(weights, unit, &x))
-    }
-
-    fn unit(&self, weights: &dyn Weights, unit: &str, x: &Tensor) -> Result<Tensor> {
-        let get = |name: &str| weights.weight(&format!("{unit}.{name}"));
-        if unit == HEAD {
-            return Ok(linear(&global_avg_pool(x)?, get("weight")?, Some(get("bias")?))?);
-        }
-        let y = conv2d(x, get("weight")?, None, 1, 1)?;
-        let y = group_norm(&y, y.dim(3)? / GROUP, get("norm.weight")?, get("norm.bias")?, 1e-5)?;
-        // Pooling before ReLU: the result is the same, for a quarter of the work.
-        let y = if unit == "conv3" { y } else { max_pool2(&y)? };
-        Ok(relu(&y)?)
+        let pass = Pass::eval(weights);
+        units.iter().try_fold(x.clone(), |x, unit| pass.run(&unit.layers, &x))
     }
 
     /// The weights with those of the units `frozen` as constants, so that no gradient is computed for them, nor through a frozen prefix.
+    /// Running statistics are always constants.
     ///
     /// # Errors
     /// If there is no such unit.
@@ -213,10 +353,9 @@ impl Model {
         if let Some(unit) = frozen.iter().find(|unit| !self.config.units.contains(unit)) {
             return Err(Error::argument(format!("the model has no unit `{unit}`; its units are {}", self.config.units.join(", "))));
         }
-        let frozen: BTreeSet<&str> = frozen.iter().map(String::as_str).collect();
         let tensors = self.params.iter().map(|(name, var)| {
-            let tensor = if frozen.contains(unit_of(name)) { var.as_detached_tensor() } else { var.as_tensor().clone() };
-            (name.clone(), tensor)
+            let constant = frozen.iter().any(|unit| unit == self.unit_of(name));
+            (name.clone(), if constant { var.as_detached_tensor() } else { var.as_tensor().clone() })
         });
         Ok(Partly { tensors: tensors.collect() })
     }
@@ -233,7 +372,7 @@ impl Model {
         let file = dir.join(FILE);
         let params = Params::load(&file)?;
         params.expect_like(&wanted.params, &file)?;
-        Ok(Self { config: wanted.config, params })
+        Ok(Self { params, ..wanted })
     }
 
     /// Writes a model folder; the same model always gives the same bytes.
@@ -245,11 +384,6 @@ impl Model {
         self.params.save(&dir.join(FILE))?;
         write_json(&dir.join(CONFIG), &self.config)
     }
-}
-
-/// The unit that a tensor belongs to.
-pub fn unit_of(name: &str) -> &str {
-    name.split('.').next().unwrap_or(name)
 }
 
 /// Weights of which some are constants.

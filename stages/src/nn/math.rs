@@ -42,17 +42,19 @@ pub fn erf(x: f32) -> f32 {
     let a = x.abs();
     let square = x * x;
     // Σ (−1)ⁿ x^(2n+1) / (n! (2n + 1)) · 2/√π, for |x| < 1.
-    let near = x
-        * (1.128_379_2
-            + square
-                * (-0.376_126_4
-                    + square
-                        * (0.112_837_92
-                            + square
-                                * (-0.026_866_17
-                                    + square
-                                        * (0.005_223_978
-                                            + square * (-0.000_854_833 + square * (0.000_120_553 - square * 1.492_565e-5)))))));
+    const SERIES: [f32; 10] = [
+        1.128_379_2,
+        -0.376_126_4,
+        0.112_837_92,
+        -0.026_866_17,
+        0.005_223_978,
+        -8.548_327e-4,
+        1.205_533_3e-4,
+        -1.492_565e-5,
+        1.646_211_4e-6,
+        -1.636_584_6e-7,
+    ];
+    let near = x * SERIES.iter().rev().fold(0.0, |sum, c| sum * square + c);
     // Numerical Recipes' erfcc: relative error below 1.2e-7 everywhere.
     let t = 1.0 / (1.0 + 0.5 * a);
     let tail = t * exp(-square - 1.265_512_2

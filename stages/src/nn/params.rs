@@ -139,18 +139,9 @@ impl Params {
     /// # Errors
     /// If the file cannot be read, or a tensor is not `f32` or not finite; the error names file, tensor and index.
     pub fn load(path: &Path) -> Result<Self> {
-        let bytes = std::fs::read(path).map_err(Error::io(path))?;
-        let file = SafeTensors::deserialize(&bytes).map_err(|e| Error::data(path, e))?;
         let mut params = Self::new();
-        for (name, view) in file.tensors() {
-            if view.dtype() != Dtype::F32 {
-                return Err(Error::data(path, format!("tensor `{name}` has the type {:?}, f32 is wanted", view.dtype())));
-            }
-            let values: Vec<f32> = view.data().as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
-            if let Some(i) = values.iter().position(|v| !v.is_finite()) {
-                return Err(Error::data(path, format!("value {i} of tensor `{name}` is not finite")));
-            }
-            params.insert(&name, view.shape(), values)?;
+        for (name, (shape, values)) in load_tensors(path)? {
+            params.insert(&name, &shape, values)?;
         }
         Ok(params)
     }
@@ -177,6 +168,30 @@ impl Params {
             None => Ok(()),
         }
     }
+}
+
+/// Shapes and values of the tensors in a safetensors file, by name; whole numbers (PyTorch counts batches) are left out.
+///
+/// # Errors
+/// As [`Params::load`].
+pub fn load_tensors(path: &Path) -> Result<BTreeMap<String, (Vec<usize>, Vec<f32>)>> {
+    let bytes = std::fs::read(path).map_err(Error::io(path))?;
+    let file = SafeTensors::deserialize(&bytes).map_err(|e| Error::data(path, e))?;
+    let mut tensors = BTreeMap::new();
+    for (name, view) in file.tensors() {
+        if view.dtype() == Dtype::I64 {
+            continue;
+        }
+        if view.dtype() != Dtype::F32 {
+            return Err(Error::data(path, format!("tensor `{name}` has the type {:?}, f32 is wanted", view.dtype())));
+        }
+        let values: Vec<f32> = view.data().as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+        if let Some(i) = values.iter().position(|v| !v.is_finite()) {
+            return Err(Error::data(path, format!("value {i} of tensor `{name}` is not finite")));
+        }
+        tensors.insert(name, (view.shape().to_vec(), values));
+    }
+    Ok(tensors)
 }
 
 /// Named constants.

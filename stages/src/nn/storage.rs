@@ -1,4 +1,5 @@
 //! Tensors as slices.
+#![allow(unsafe_code, reason = "results that are written whole need not be filled with zeros first")]
 
 use candle_core::{CpuStorage, Device, Layout, Result, Shape, Storage, Tensor, bail};
 
@@ -32,4 +33,18 @@ pub fn output(values: Vec<f32>, shape: impl Into<Shape>) -> Result<(CpuStorage, 
 /// A gradient of the shape of `like`.
 pub fn gradient(values: Vec<f32>, like: &Tensor) -> Result<Tensor> {
     Tensor::from_vec(values, like.shape(), &Device::Cpu)
+}
+
+/// Room for `n` values that are not written yet: large results are then written once, not twice.
+///
+/// # Safety
+/// The caller writes every value before it reads any.
+pub unsafe fn unwritten(n: usize) -> Vec<f32> {
+    let mut values = Vec::with_capacity(n);
+    // SAFETY: every pattern of bits is an f32, and the caller writes before it reads.
+    #[allow(clippy::uninit_vec)]
+    unsafe {
+        values.set_len(n);
+    }
+    values
 }

@@ -5,7 +5,7 @@ use candle_core::{Device, Result, Tensor};
 
 use super::gradcheck::check;
 use super::ops::*;
-use super::optim::AdamW;
+use super::optim::{AdamW, Lamb, Sgd};
 use super::params::Params;
 use crate::rng::Stream;
 
@@ -53,7 +53,7 @@ fn grouped_and_uneven_convolutions_have_right_gradients() {
         ([5, 5], [2, 2], [2; 4], 6),
         ([3, 3], [1, 1], [3; 4], 1),
     ] {
-        let window = Window { stride, pad, groups };
+        let window = Window { stride, pad, groups, fast: false };
         let shapes: [(&str, &[usize]); 3] = [("x", &[2, 7, 6, 6]), ("w", &[k[0], k[1], 6 / groups, 6]), ("b", &[6])];
         holds(&shapes, |p| conv(g(p, "x"), g(p, "w"), Some(g(p, "b")), window));
         let p = params(&shapes);
@@ -155,6 +155,49 @@ fn the_rest_has_right_gradients() {
     check(&params(&[("x", &[3, 4])]), |p| Ok(mse(g(p, "x"), &target)?)).unwrap();
 }
 
+#[test]
+fn newer_ops_have_right_gradients() {
+    holds(&[("x", &[2, 3, 50])], |p| gelu_erf(g(p, "x")));
+    holds(&[("x", &[3, 4, 20]), ("a", &[20])], |p| rms_norm(g(p, "x"), g(p, "a"), 1e-5));
+    holds(&[("x", &[3, 200, 6]), ("b", &[6])], |p| bias_add(g(p, "x"), g(p, "b")));
+    holds(&[("x", &[3, 4, 6]), ("b", &[4, 6])], |p| bias_add(g(p, "x"), g(p, "b")));
+    holds(&[("x", &[3, 200, 6]), ("b", &[6])], |p| scale(g(p, "x"), g(p, "b")));
+    holds(&[("x", &[3, 2, 4, 6]), ("b", &[3, 6])], |p| scale_samples(g(p, "x"), g(p, "b")));
+    holds(&[("x", &[2, 5, 36])], |p| self_attention(g(p, "x"), 3));
+    holds(&[("x", &[2, 7, 6, 5])], |p| avg_pool(g(p, "x"), 3, 2, 1, true));
+    holds(&[("x", &[2, 7, 6, 5])], |p| adaptive_avg_pool(g(p, "x"), [3, 2]));
+    let norm = BatchNorm { eps: 1e-5, relu: false };
+    let shapes: [(&str, &[usize]); 4] = [("x", &[40, 4, 4, 6]), ("a", &[6]), ("b", &[6]), ("r", &[40, 4, 4, 6])];
+    holds(&shapes[..3], |p| Ok(norm.train(g(p, "x"), g(p, "a"), g(p, "b"), None)?.0));
+    holds(&shapes, |p| Ok(norm.train(g(p, "x"), g(p, "a"), g(p, "b"), Some(g(p, "r")))?.0));
+    let running = [Tensor::zeros(6, candle_core::DType::F32, &Device::Cpu).unwrap(), Tensor::new(&[0.5f32; 6], &Device::Cpu).unwrap()];
+    holds(&shapes[..3], |p| norm.eval(g(p, "x"), [g(p, "a"), g(p, "b")], [&running[0], &running[1]], None));
+}
+
+#[test]
+fn attention_of_one_tensor_is_that_of_three() {
+    let p = params(&[("x", &[2, 5, 36])]);
+    let parts: Vec<Tensor> = (0..3).map(|i| g(&p, "x").narrow(2, 12 * i, 12).unwrap()).collect();
+    let want = attention(&parts[0], &parts[1], &parts[2], 3).unwrap();
+    let gap = (self_attention(g(&p, "x"), 3).unwrap() - want).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
+    assert!(gap < 1e-5, "{gap}");
+}
+
+#[test]
+fn what_does_not_fit_is_refused() {
+    let p = params(&[("x", &[2, 4, 4, 6]), ("w", &[3, 3, 3, 4]), ("v", &[5])]);
+    let (x, w, v) = (g(&p, "x"), g(&p, "w"), g(&p, "v"));
+    assert!(conv(x, w, None, Window::new(1, 1)).is_err());
+    assert!(conv(x, w, None, Window::new(1, 1).groups(4)).is_err());
+    assert!(conv(x, w, None, Window::new(0, 1).groups(2)).is_err());
+    assert!(conv(x, w, Some(v), Window::new(1, 1).groups(2)).is_err());
+    assert!(max_pool(x, 7, 1, 1, false).is_err() && max_pool(x, 3, 0, 1, false).is_err() && avg_pool(x, 2, 2, 2, true).is_err());
+    assert!(bias_add(x, v).is_err() && scale(x, v).is_err() && scale_samples(x, v).is_err() && rms_norm(x, v, 1e-5).is_err());
+    assert!(BatchNorm { eps: 1e-5, relu: true }.train(x, v, v, None).is_err());
+    assert!(one_hot(&[0, 7], 7, 0.0).unwrap_err().to_string().contains("label 1 is 7"));
+    assert!(one_hot(&[0], 7, 1.5).is_err());
+}
+
 /// Kinks spoil differences at random points, so these are checked by hand.
 #[test]
 fn kinked_functions_pass_the_gradient_where_they_should() {
@@ -214,12 +257,52 @@ fn trained() -> Vec<u32> {
     p.iter().flat_map(|(name, _)| p.values(name).unwrap()).map(f32::to_bits).collect()
 }
 
+/// The same for the ops of larger nets.
+fn trained_by_others() -> Vec<u32> {
+    let stream = Stream::new(6, "net");
+    let mut p = Params::new();
+    for (name, shape, fan) in [
+        ("c1", vec![7, 7, 3, 32], 147),
+        ("c2", vec![3, 3, 8, 32], 72),
+        ("c3", vec![3, 3, 1, 32], 9),
+        ("c4", vec![3, 3, 32, 32], 288),
+        ("qkv", vec![32, 96], 32),
+        ("f", vec![32, 10], 32),
+    ] {
+        p.normal(name, &shape, fan, 2.0, &stream).unwrap();
+    }
+    for (name, value) in [("g", 1.0), ("b", 0.0), ("r", 1.0)] {
+        p.constant(name, &[32], value).unwrap();
+    }
+    let x = Tensor::from_vec(stream.child("x").normals(24 * 32 * 32 * 3), (24, 32, 32, 3), &Device::Cpu).unwrap();
+    let targets = one_hot(&(0..24).map(|i| i % 10).collect::<Vec<_>>(), 10, 0.1).unwrap();
+    let (mut sgd, mut lamb) = (Sgd::new(0.9, true, 0.01), Lamb::new(0.01));
+    let norm = BatchNorm { eps: 1e-5, relu: true };
+    for step in 0..4 {
+        let bn = |y: &Tensor, r: Option<&Tensor>| norm.train(y, g(&p, "g"), g(&p, "b"), r).unwrap().0;
+        let y = max_pool(&bn(&conv2d(&x, g(&p, "c1"), None, 2, 3).unwrap(), None), 3, 2, 1, false).unwrap();
+        let z = bn(&conv(&y, g(&p, "c2"), None, Window::new(1, 1).groups(4)).unwrap(), Some(&y));
+        let z = conv(&z, g(&p, "c3"), Some(g(&p, "b")), Window::new(1, 1).groups(32)).unwrap();
+        let z = conv(&hard_swish(&z).unwrap(), g(&p, "c4"), None, Window::new(1, 1).fast()).unwrap();
+        let z = scale_samples(&z, &hard_sigmoid(&global_avg_pool(&y).unwrap()).unwrap()).unwrap();
+        let t = rms_norm(&z.reshape((24, 64, 32)).unwrap(), g(&p, "r"), 1e-6).unwrap();
+        let t = self_attention(&linear(&t, g(&p, "qkv"), None).unwrap(), 4).unwrap();
+        let logits = linear(&gelu_erf(&t.mean(1).unwrap()).unwrap(), g(&p, "f"), None).unwrap();
+        let grads = cross_entropy(&logits, &targets).unwrap().backward().unwrap();
+        if step % 2 == 0 { sgd.step(&p, &grads, 1e-2, |_| true).unwrap() } else { lamb.step(&p, &grads, 1e-3, |_| true).unwrap() }
+    }
+    p.iter().flat_map(|(name, _)| p.values(name).unwrap()).map(f32::to_bits).collect()
+}
+
 #[test]
 fn threads_do_not_change_a_bit() {
-    let with = |n| rayon::ThreadPoolBuilder::new().num_threads(n).build().unwrap().install(trained);
-    let one = with(1);
-    assert_eq!(one, with(2));
-    assert_eq!(one, with(5));
+    for train in [trained, trained_by_others] {
+        let with = |n| rayon::ThreadPoolBuilder::new().num_threads(n).build().unwrap().install(train);
+        let one = with(1);
+        assert!(one.iter().all(|bits| f32::from_bits(*bits).is_finite()));
+        assert_eq!(one, with(2));
+        assert_eq!(one, with(5));
+    }
 }
 
 #[test]

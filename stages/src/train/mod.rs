@@ -107,6 +107,9 @@ impl Recipe {
     }
 }
 
+/// Share by which running statistics move towards a batch's.
+const MOMENTUM: f32 = 0.1;
+
 /// One step, as metrics.csv has it.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Row {
@@ -143,7 +146,7 @@ pub fn train(
     let mut optimiser = AdamW::new(recipe.weight_decay);
     let mut mixing = Stream::new(seed, "train/mixup");
     let augmenting = Stream::new(seed, "train/augment");
-    let trains = |name: &str| !frozen.iter().any(|unit| unit == crate::model::unit_of(name));
+    let trains = |model: &Model, name: &str| !frozen.iter().any(|unit| unit == model.unit_of(name));
     let mut rows = Vec::with_capacity(steps);
     for step in 0..steps {
         let mut batch = batches.next(&model.config, recipe.label_smoothing)?;
@@ -153,7 +156,7 @@ pub fn train(
         }
         let shape = (batch.len(), model.config.height, model.config.input_width, model.config.channels);
         let images = Tensor::from_vec(std::mem::take(&mut batch.pixels), shape, &Device::Cpu)?;
-        let logits = model.logits(&weights, &images)?;
+        let (logits, statistics) = model.training_logits(&weights, &images, frozen)?;
         let loss = cross_entropy(&logits, &batch.targets)?;
         let row = Row {
             step: step + 1,
@@ -165,7 +168,8 @@ pub fn train(
             let message = format!("the loss is {} at step {} of {steps}; a lower `lr` ({}) helps", row.loss, row.step, recipe.lr);
             return Err(Error::argument(message));
         }
-        optimiser.step(&model.params, &loss.backward()?, row.lr, trains)?;
+        optimiser.step(&model.params, &loss.backward()?, row.lr, |name| trains(model, name))?;
+        model.move_statistics(&statistics, MOMENTUM)?;
         report(row, steps);
         rows.push(row);
     }

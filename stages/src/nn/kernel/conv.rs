@@ -2,10 +2,17 @@
 
 use rayon::prelude::*;
 
-use super::{Matrix, add_up, gemm, matmul, transposed, with_scratch};
+use super::{Matrix, add_up, gemm, matmul, transposed, vectorised, with_scratch};
 
 /// Parts into which a sum over pixels is cut; each has a buffer of the size of the weights.
 pub(super) const PARTS: usize = 8;
+
+/// Values of the parts' buffers together above which they cost more than they bring.
+const LARGE: usize = 1 << 20;
+/// Values of gathered patches that one convolution may hold.
+const GATHERED: usize = 1 << 24;
+/// Rows of the weights' gradient that one task makes.
+const WEIGHT_ROWS: usize = 192;
 
 /// The shape of a convolution over `[n, h, w, c]` with `o` kernels of `kh × kw` in `groups` groups: weights `[kh, kw, c / groups, o]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,6 +29,8 @@ pub struct Conv {
     /// Zeros above, left, below and right.
     pub pad: [usize; 4],
     pub groups: usize,
+    /// Whether Winograd's algorithm may be used, which rounds more.
+    pub fast: bool,
 }
 
 impl Conv {
@@ -101,6 +110,14 @@ impl Conv {
         if self.is_depthwise() {
             return self.depthwise(x, w, bias);
         }
+        if self.is_winograd() {
+            let mut y = self.winograd(x, w);
+            if let Some(bias) = bias {
+                let rows = y.par_chunks_mut(256 * self.o);
+                rows.for_each(|y| vectorised!(y.chunks_exact_mut(self.o).for_each(|y| y.iter_mut().zip(bias).for_each(|(y, b)| *y += b))));
+            }
+            return y;
+        }
         let mut y = vec![0.0; self.pixels() * self.o];
         let (patch, chunk) = (self.patch(), self.chunk());
         let (c, o) = self.group();
@@ -130,6 +147,9 @@ impl Conv {
         if self.is_depthwise() {
             return self.depthwise_input(dy, w);
         }
+        if self.is_winograd() {
+            return self.winograd_input(dy, w);
+        }
         if self.is_product() {
             let mut dx = vec![0.0; self.n * self.h * self.w * self.c];
             let wt = transposed(w, self.c, self.o);
@@ -145,12 +165,6 @@ impl Conv {
             return turned.forward(dy, &self.turned(w), None);
         }
         self.scatter(dy, w)
-    }
-
-    /// `[kh, kw, c, o]` to `[kh, kw, o, c]` with both kernel axes reversed.
-    fn turned(&self, w: &[f32]) -> Vec<f32> {
-        let size = self.c * self.o;
-        (0..self.kh * self.kw).rev().flat_map(|place| transposed(&w[place * size..][..size], self.c, self.o)).collect()
     }
 
     /// The columns of a group of the weights, transposed: `[o / groups, patch]`.
@@ -200,15 +214,43 @@ impl Conv {
         hit.then(|| (y - top) * self.w + x - left)
     }
 
+    /// The gradient of large weights over few pixels: all patches are gathered, and each task makes some rows of the result.
+    fn weight_by_rows(&self, x: &[f32], dy: &[f32]) -> Vec<f32> {
+        let (patch, pixels, o) = (self.patch(), self.pixels(), self.o);
+        let mut dw = vec![0.0; patch * o];
+        let mut make = |rows: &[f32]| {
+            dw.par_chunks_mut(WEIGHT_ROWS * o).enumerate().for_each(|(i, dw)| {
+                let rows = Matrix::new(&rows[i * WEIGHT_ROWS..], patch).t();
+                gemm(dw.len() / o, o, pixels, dw, o, false, rows, Matrix::new(dy, o));
+            });
+        };
+        if self.is_product() {
+            make(x);
+            return dw;
+        }
+        with_scratch(pixels * patch, |rows| {
+            let chunk = self.chunk();
+            rows.par_chunks_mut(chunk * patch).enumerate().for_each(|(i, rows)| self.patches(x, i * chunk, 0, rows));
+            make(rows);
+        });
+        dw
+    }
+
     /// The gradient of `w`: parts of the pixels apart, added in their order.
     pub fn backward_weight(&self, x: &[f32], dy: &[f32]) -> Vec<f32> {
         if self.is_depthwise() {
             return self.depthwise_weight(x, dy);
         }
+        if self.is_winograd() {
+            return self.winograd_weight(x, dy);
+        }
         let (patch, chunk) = (self.patch(), self.chunk());
         let o = self.group().1;
         let chunks = self.pixels().div_ceil(chunk);
         let parts = PARTS.min(chunks).max(1);
+        if self.fast && self.groups == 1 && patch * self.o * parts > LARGE && self.pixels() * patch <= GATHERED {
+            return self.weight_by_rows(x, dy);
+        }
         let sums: Vec<Vec<f32>> = (0..parts)
             .into_par_iter()
             .map(|part| {

@@ -9,6 +9,8 @@ use super::simd::vectorised;
 
 mod conv;
 mod depthwise;
+pub(crate) mod lanes;
+mod winograd;
 
 pub use conv::Conv;
 
@@ -21,7 +23,7 @@ thread_local! {
 }
 
 /// Calls `f` with a buffer of `n` values that is kept for the next call; it holds whatever was left in it.
-fn with_scratch<R>(n: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
+pub fn with_scratch<R>(n: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
     let mut buffer = SCRATCH.with(|pool| pool.borrow_mut().pop()).unwrap_or_default();
     if buffer.len() < n {
         buffer.resize(n, 0.0);

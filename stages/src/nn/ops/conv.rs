@@ -69,25 +69,33 @@ pub struct Window {
     pub pad: [usize; 4],
     /// Groups of channels that do not see each other.
     pub groups: usize,
+    /// Whether a faster algorithm may be used whose rounding is larger (Winograd's, for 3×3 kernels with stride 1).
+    pub fast: bool,
 }
 
 impl Window {
     /// The same stride and the same padding in all directions, one group.
     pub fn new(stride: usize, pad: usize) -> Self {
-        Self { stride: [stride; 2], pad: [pad; 4], groups: 1 }
+        Self { stride: [stride; 2], pad: [pad; 4], groups: 1, fast: false }
     }
 
     /// TensorFlow's `SAME` padding of images `h × w` under kernels of `k`: ⌈size / stride⌉ results, of an odd number of zeros the larger half behind.
     pub fn same(h: usize, w: usize, k: usize, stride: usize) -> Self {
         let total = |size: usize| ((size.div_ceil(stride) - 1) * stride + k).saturating_sub(size);
         let (down, across) = (total(h), total(w));
-        Self { stride: [stride; 2], pad: [down / 2, across / 2, down - down / 2, across - across / 2], groups: 1 }
+        Self { stride: [stride; 2], pad: [down / 2, across / 2, down - down / 2, across - across / 2], groups: 1, fast: false }
     }
 
     /// The same window in `groups` groups.
     #[must_use]
     pub fn groups(self, groups: usize) -> Self {
         Self { groups, ..self }
+    }
+
+    /// The same window, by a faster algorithm if there is one.
+    #[must_use]
+    pub fn fast(self) -> Self {
+        Self { fast: true, ..self }
     }
 }
 
@@ -99,7 +107,7 @@ impl Window {
 pub fn conv(x: &Tensor, w: &Tensor, bias: Option<&Tensor>, window: Window) -> Result<Tensor> {
     let (n, h, width, c) = x.dims4()?;
     let (kh, kw, wc, o) = w.dims4()?;
-    let Window { stride, pad, groups } = window;
+    let Window { stride, pad, groups, fast } = window;
     let fits = stride.iter().all(|s| *s > 0)
         && groups > 0
         && c.is_multiple_of(groups)
@@ -111,7 +119,7 @@ pub fn conv(x: &Tensor, w: &Tensor, bias: Option<&Tensor>, window: Window) -> Re
     if !fits || x.elem_count() == 0 {
         bail!("conv: kernels {:?} with {window:?} do not fit images {:?}", w.shape(), x.shape());
     }
-    let op = Conv2d(Conv { n, h, w: width, c, o, kh, kw, stride, pad, groups });
+    let op = Conv2d(Conv { n, h, w: width, c, o, kh, kw, stride, pad, groups, fast });
     let (x, w) = (x.contiguous()?, w.contiguous()?);
     match bias {
         None => x.apply_op2(&w, op),

@@ -2,6 +2,7 @@
 
 mod activation;
 mod batch_norm;
+mod broadcast;
 mod conv;
 mod embedding;
 mod linear;
@@ -9,11 +10,13 @@ mod loss;
 mod norm;
 mod pool;
 mod rms_norm;
+mod self_attention;
 mod softmax;
 mod window_pool;
 
 pub use activation::{gelu, gelu_erf, hard_sigmoid, hard_swish, relu, relu6, silu};
 pub use batch_norm::{BatchNorm, Moments};
+pub use broadcast::{bias_add, scale, scale_samples};
 pub use conv::{Window, conv, conv2d};
 pub use embedding::embedding;
 pub use linear::{linear, matmul};
@@ -21,5 +24,6 @@ pub use loss::{cross_entropy, mse, one_hot};
 pub use norm::{group_norm, layer_norm};
 pub use pool::{global_avg_pool, max_pool2, upsample2};
 pub use rms_norm::rms_norm;
+pub use self_attention::self_attention;
 pub use softmax::{attention, softmax};
 pub use window_pool::{adaptive_avg_pool, avg_pool, max_pool};

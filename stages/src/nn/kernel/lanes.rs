@@ -1,0 +1,163 @@
+//! Vectors of the widths that machines have, for kernels whose intermediates should live in registers.
+
+/// Several values that are computed with at once.
+pub trait Lanes: Copy {
+    /// How many.
+    const COUNT: usize;
+    fn zero() -> Self;
+    /// # Safety
+    /// `COUNT` values can be read there.
+    unsafe fn load(from: *const f32) -> Self;
+    /// # Safety
+    /// `COUNT` values can be written there.
+    unsafe fn store(self, to: *mut f32);
+    fn add(self, other: Self) -> Self;
+    fn sub(self, other: Self) -> Self;
+    /// `self·factor + other`.
+    fn fma(self, factor: f32, other: Self) -> Self;
+}
+
+/// Plain arrays, for every machine.
+impl Lanes for [f32; 4] {
+    const COUNT: usize = 4;
+
+    #[inline(always)]
+    fn zero() -> Self {
+        [0.0; 4]
+    }
+
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        // SAFETY: the caller's promise.
+        unsafe { from.cast::<Self>().read_unaligned() }
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        // SAFETY: the caller's promise.
+        unsafe { to.cast::<Self>().write_unaligned(self) }
+    }
+
+    #[inline(always)]
+    fn add(self, other: Self) -> Self {
+        std::array::from_fn(|i| self[i] + other[i])
+    }
+
+    #[inline(always)]
+    fn sub(self, other: Self) -> Self {
+        std::array::from_fn(|i| self[i] - other[i])
+    }
+
+    #[inline(always)]
+    fn fma(self, factor: f32, other: Self) -> Self {
+        // Two roundings: without the instruction a fused product is a slow call.
+        std::array::from_fn(|i| self[i] * factor + other[i])
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+pub use x86::{Eight, Sixteen};
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::*;
+
+    use super::Lanes;
+
+    /// The lanes of a register type; each of its functions is called only below [`for_lanes`](super::for_lanes), which has seen the instruction set.
+    macro_rules! register {
+        ($name:ident, $type:ty, $count:literal, $zero:ident, $load:ident, $store:ident, $add:ident, $sub:ident, $fma:ident, $splat:ident) => {
+            /// A register.
+            #[derive(Clone, Copy)]
+            pub struct $name($type);
+
+            impl Lanes for $name {
+                const COUNT: usize = $count;
+
+                #[inline(always)]
+                fn zero() -> Self {
+                    // SAFETY: the instruction set was seen.
+                    Self(unsafe { $zero() })
+                }
+
+                #[inline(always)]
+                unsafe fn load(from: *const f32) -> Self {
+                    // SAFETY: the caller's promise, and the instruction set was seen.
+                    Self(unsafe { $load(from) })
+                }
+
+                #[inline(always)]
+                unsafe fn store(self, to: *mut f32) {
+                    // SAFETY: the caller's promise, and the instruction set was seen.
+                    unsafe { $store(to, self.0) }
+                }
+
+                #[inline(always)]
+                fn add(self, other: Self) -> Self {
+                    // SAFETY: the instruction set was seen.
+                    Self(unsafe { $add(self.0, other.0) })
+                }
+
+                #[inline(always)]
+                fn sub(self, other: Self) -> Self {
+                    // SAFETY: the instruction set was seen.
+                    Self(unsafe { $sub(self.0, other.0) })
+                }
+
+                #[inline(always)]
+                fn fma(self, factor: f32, other: Self) -> Self {
+                    // SAFETY: the instruction set was seen.
+                    Self(unsafe { $fma(self.0, $splat(factor), other.0) })
+                }
+            }
+        };
+    }
+
+    register!(
+        Eight,
+        __m256,
+        8,
+        _mm256_setzero_ps,
+        _mm256_loadu_ps,
+        _mm256_storeu_ps,
+        _mm256_add_ps,
+        _mm256_sub_ps,
+        _mm256_fmadd_ps,
+        _mm256_set1_ps
+    );
+    register!(
+        Sixteen,
+        __m512,
+        16,
+        _mm512_setzero_ps,
+        _mm512_loadu_ps,
+        _mm512_storeu_ps,
+        _mm512_add_ps,
+        _mm512_sub_ps,
+        _mm512_fmadd_ps,
+        _mm512_set1_ps
+    );
+}
+
+/// Runs `$work` with `$lanes` as the widest vector type of this machine.
+macro_rules! for_lanes {
+    ($lanes:ident => $work:expr) => {
+        match $crate::nn::simd::level() {
+            #[cfg(target_arch = "x86_64")]
+            $crate::nn::simd::Level::Avx512 => {
+                type $lanes = $crate::nn::kernel::lanes::Sixteen;
+                $crate::nn::simd::vectorised!($work)
+            }
+            #[cfg(target_arch = "x86_64")]
+            $crate::nn::simd::Level::Avx2 => {
+                type $lanes = $crate::nn::kernel::lanes::Eight;
+                $crate::nn::simd::vectorised!($work)
+            }
+            _ => {
+                type $lanes = [f32; 4];
+                $work
+            }
+        }
+    };
+}
+pub(crate) use for_lanes;

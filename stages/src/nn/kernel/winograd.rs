@@ -1,0 +1,449 @@
+//! 3×3 convolutions of stride 1 by Winograd's minimal filtering F(4×4, 3×3) (Lavin and Gray 2016): 36 products a tile of 16 pixels in place
+//! of 144. Its rounding is about ten times that of the plain sum; so [`Conv::fast`](super::Conv) asks for it.
+//!
+//! With tiles d of 6×6 and kernels g: y = Aᵀ[(G·g·Gᵀ) ⊙ (Bᵀ·d·B)]A, the ⊙ summed over channels by 36 matrix products. A chunk of tiles goes
+//! through all three steps on one thread, so that its intermediates stay in cache.
+
+use rayon::prelude::*;
+
+use super::lanes::{Lanes, for_lanes};
+use super::{Conv, Matrix, gemm, transposed, with_scratch};
+use crate::nn::storage::unwritten;
+
+/// Channels must be a multiple of this: the widest vector.
+const WIDTH: usize = 16;
+/// Places of a transformed tile.
+const PLACES: usize = 36;
+/// Parts into which a sum over tiles is cut, where its buffers are small enough.
+const PARTS: usize = 4;
+/// Values up to which the parts' buffers together stay in cache.
+const SMALL: usize = 1_300_000;
+
+/// A buffer of which several threads write different places.
+#[derive(Clone, Copy)]
+struct Shared(*mut f32);
+// SAFETY: every task writes the tiles of its own chunk alone.
+unsafe impl Send for Shared {}
+// SAFETY: as above.
+unsafe impl Sync for Shared {}
+
+impl Shared {
+    fn at(self, i: usize) -> *mut f32 {
+        // SAFETY: the callers stay inside of the buffer that they made this of.
+        unsafe { self.0.add(i) }
+    }
+}
+
+/// Images of `c` channels cut into tiles of 4×4.
+#[derive(Clone, Copy)]
+struct Tiles {
+    h: usize,
+    w: usize,
+    c: usize,
+    down: usize,
+    across: usize,
+}
+
+impl Tiles {
+    fn new(conv: &Conv, c: usize) -> Self {
+        Self { h: conv.h, w: conv.w, c, down: conv.h.div_ceil(4), across: conv.w.div_ceil(4) }
+    }
+
+    /// Image, row and column at which tile `t` begins.
+    fn origin(&self, t: usize) -> (usize, usize, usize) {
+        let (image, tile) = (t / (self.down * self.across), t % (self.down * self.across));
+        (image, tile / self.across * 4, tile % self.across * 4)
+    }
+
+    /// Bᵀ·d·B of the tile `t` and the pixels around it; place k goes to `v + k * stride`.
+    ///
+    /// # Safety
+    /// `x` holds the images, `v` 36 times `stride` values, and the machine has the lanes.
+    #[inline(always)]
+    unsafe fn input<V: Lanes>(&self, x: *const f32, t: usize, v: *mut f32, stride: usize) {
+        let (image, top, left) = self.origin(t);
+        let inner = top > 0 && left > 0 && top + 5 <= self.h && left + 5 <= self.w;
+        // SAFETY: only pixels inside the image are read, `c` is a multiple of the lanes.
+        unsafe {
+            let image = x.add(image * self.h * self.w * self.c);
+            for at in (0..self.c).step_by(V::COUNT) {
+                let mut d = [[V::zero(); 6]; 6];
+                for i in 0..6 {
+                    if !inner && (top + i < 1 || top + i > self.h) {
+                        continue;
+                    }
+                    for j in 0..6 {
+                        if inner || (left + j >= 1 && left + j <= self.w) {
+                            d[i][j] = V::load(image.add(((top + i - 1) * self.w + left + j - 1) * self.c + at));
+                        }
+                    }
+                }
+                for j in 0..6 {
+                    let column = input_transform([d[0][j], d[1][j], d[2][j], d[3][j], d[4][j], d[5][j]]);
+                    for i in 0..6 {
+                        d[i][j] = column[i];
+                    }
+                }
+                for i in 0..6 {
+                    for (j, value) in input_transform(d[i]).into_iter().enumerate() {
+                        value.store(v.add((i * 6 + j) * stride + at));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Aᵀ·m·A to tile `t` of `y`; place k is read from `m + k * stride`.
+    ///
+    /// # Safety
+    /// As [`input`](Self::input), with `y` for the images.
+    #[inline(always)]
+    unsafe fn output<V: Lanes>(&self, m: *const f32, t: usize, y: *mut f32, stride: usize) {
+        let (image, top, left) = self.origin(t);
+        // SAFETY: only pixels inside the image are written, `c` is a multiple of the lanes.
+        unsafe {
+            let image = y.add(image * self.h * self.w * self.c);
+            for at in (0..self.c).step_by(V::COUNT) {
+                let mut e = [[V::zero(); 6]; 4];
+                for j in 0..6 {
+                    let mut column = [V::zero(); 6];
+                    for i in 0..6 {
+                        column[i] = V::load(m.add((i * 6 + j) * stride + at));
+                    }
+                    let column = output_transform(column);
+                    for i in 0..4 {
+                        e[i][j] = column[i];
+                    }
+                }
+                for i in 0..4.min(self.h - top) {
+                    let row = output_transform(e[i]);
+                    for (j, value) in row.into_iter().enumerate().take(self.w - left) {
+                        value.store(image.add(((top + i) * self.w + left + j) * self.c + at));
+                    }
+                }
+            }
+        }
+    }
+
+    /// A·dy·Aᵀ of tile `t` of `dy`: the way back of [`output`](Self::output).
+    ///
+    /// # Safety
+    /// As [`input`](Self::input).
+    #[inline(always)]
+    unsafe fn output_back<V: Lanes>(&self, dy: *const f32, t: usize, e: *mut f32, stride: usize) {
+        let (image, top, left) = self.origin(t);
+        // SAFETY: only pixels inside the image are read, `c` is a multiple of the lanes.
+        unsafe {
+            let image = dy.add(image * self.h * self.w * self.c);
+            for at in (0..self.c).step_by(V::COUNT) {
+                let mut d = [[V::zero(); 4]; 4];
+                for i in 0..4.min(self.h - top) {
+                    for j in 0..4.min(self.w - left) {
+                        d[i][j] = V::load(image.add(((top + i) * self.w + left + j) * self.c + at));
+                    }
+                }
+                let mut rows = [[V::zero(); 4]; 6];
+                for j in 0..4 {
+                    let column = output_back_transform([d[0][j], d[1][j], d[2][j], d[3][j]]);
+                    for i in 0..6 {
+                        rows[i][j] = column[i];
+                    }
+                }
+                for i in 0..6 {
+                    for (j, value) in output_back_transform(rows[i]).into_iter().enumerate() {
+                        value.store(e.add((i * 6 + j) * stride + at));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Bᵀ times a column.
+#[inline(always)]
+fn input_transform<V: Lanes>(d: [V; 6]) -> [V; 6] {
+    let (p, q) = (d[2].fma(-4.0, d[4]), d[1].fma(-4.0, d[3]));
+    let (r, s) = (d[4].sub(d[2]), d[3].sub(d[1]));
+    [d[0].fma(4.0, d[2].fma(-5.0, d[4])), p.add(q), p.sub(q), s.fma(2.0, r), s.fma(-2.0, r), d[1].fma(4.0, d[3].fma(-5.0, d[5]))]
+}
+
+/// Aᵀ times a column.
+#[inline(always)]
+fn output_transform<V: Lanes>(m: [V; 6]) -> [V; 4] {
+    let (a, b, c, d) = (m[1].add(m[2]), m[1].sub(m[2]), m[3].add(m[4]), m[3].sub(m[4]));
+    [m[0].add(a.add(c)), d.fma(2.0, b), c.fma(4.0, a), d.fma(8.0, b).add(m[5])]
+}
+
+/// A times a column.
+#[inline(always)]
+fn output_back_transform<V: Lanes>(y: [V; 4]) -> [V; 6] {
+    let (p, q) = (y[0].add(y[2]), y[1].add(y[3]));
+    let (r, s) = (y[2].fma(4.0, y[0]), y[3].fma(4.0, y[1]));
+    let s = s.add(s);
+    [y[0], p.add(q), p.sub(q), r.add(s), r.sub(s), y[3]]
+}
+
+/// The rows of G.
+const G: [[f32; 3]; 6] = [
+    [0.25, 0.0, 0.0],
+    [-1.0 / 6.0, -1.0 / 6.0, -1.0 / 6.0],
+    [-1.0 / 6.0, 1.0 / 6.0, -1.0 / 6.0],
+    [1.0 / 24.0, 1.0 / 12.0, 1.0 / 6.0],
+    [1.0 / 24.0, -1.0 / 12.0, 1.0 / 6.0],
+    [0.0, 0.0, 1.0],
+];
+
+/// Σ factor·value of the factors that are not 0.
+#[inline(always)]
+fn weighted<V: Lanes, const N: usize>(values: [V; N], factors: [f32; N]) -> V {
+    (0..N).filter(|i| factors[*i] != 0.0).fold(V::zero(), |sum, i| values[i].fma(factors[i], sum))
+}
+
+/// G·g·Gᵀ of `V::COUNT` neighbouring kernels: place k from `w + k * stride`, to `u + k * stride`.
+///
+/// # Safety
+/// `w` holds 9 times and `u` 36 times `stride` values, and the machine has the lanes.
+#[inline(always)]
+unsafe fn weight<V: Lanes>(w: *const f32, u: *mut f32, stride: usize) {
+    // SAFETY: as above.
+    unsafe {
+        let mut g = [[V::zero(); 3]; 3];
+        for place in 0..9 {
+            g[place / 3][place % 3] = V::load(w.add(place * stride));
+        }
+        for i in 0..6 {
+            let row = [0, 1, 2].map(|j| weighted([g[0][j], g[1][j], g[2][j]], G[i]));
+            for j in 0..6 {
+                weighted(row, G[j]).store(u.add((i * 6 + j) * stride));
+            }
+        }
+    }
+}
+
+/// Gᵀ·dU·G, the way back of [`weight`].
+///
+/// # Safety
+/// As [`weight`], with `du` for `u` and `dw` for `w`.
+#[inline(always)]
+unsafe fn weight_back<V: Lanes>(du: *const f32, dw: *mut f32, stride: usize) {
+    // SAFETY: as above.
+    unsafe {
+        let mut rows = [[V::zero(); 6]; 3];
+        for j in 0..6 {
+            for i in 0..6 {
+                let value = V::load(du.add((i * 6 + j) * stride));
+                for a in 0..3 {
+                    if G[i][a] != 0.0 {
+                        rows[a][j] = value.fma(G[i][a], rows[a][j]);
+                    }
+                }
+            }
+        }
+        for a in 0..3 {
+            for b in 0..3 {
+                weighted(rows[a], [G[0][b], G[1][b], G[2][b], G[3][b], G[4][b], G[5][b]]).store(dw.add((a * 3 + b) * stride));
+            }
+        }
+    }
+}
+
+/// Tiles that one task takes: their two intermediates stay in the second-level cache.
+fn chunk(channels: usize) -> usize {
+    match channels {
+        0..=128 => 64,
+        129..=256 => 48,
+        _ => 32,
+    }
+}
+
+impl Conv {
+    /// Whether this convolution goes by Winograd.
+    pub(super) fn is_winograd(&self) -> bool {
+        self.fast
+            && self.groups == 1
+            && (self.kh, self.kw, self.stride, self.pad) == (3, 3, [1; 2], [1; 4])
+            && self.c.is_multiple_of(WIDTH)
+            && self.o.is_multiple_of(WIDTH)
+    }
+
+    fn tiles(&self) -> usize {
+        self.n * self.h.div_ceil(4) * self.w.div_ceil(4)
+    }
+
+    /// All kernels transformed, `[36, c, o]`, into `u`.
+    fn transformed(w: &[f32], u: &mut [f32]) {
+        let size = w.len() / 9;
+        let u = Shared(u.as_mut_ptr());
+        (0..size / WIDTH).into_par_iter().with_min_len(64).for_each(|i| {
+            let at = i * WIDTH;
+            for_lanes!(V => for j in (at..at + WIDTH).step_by(V::COUNT) {
+                // SAFETY: `w` holds 9 and `u` 36 times `size` values, and j stays below `size`.
+                unsafe { weight::<V>(w.as_ptr().add(j), u.at(j), size) };
+            });
+        });
+    }
+
+    /// `y = conv(x, w)`.
+    pub(super) fn winograd(&self, x: &[f32], w: &[f32]) -> Vec<f32> {
+        let (c, o) = (self.c, self.o);
+        let (from, to) = (Tiles::new(self, c), Tiles::new(self, o));
+        assert!(x.len() == self.n * self.h * self.w * c && w.len() == 9 * c * o, "a convolution's tensors have its shape");
+        // SAFETY: every pixel lies in one tile, and the loop below writes all tiles.
+        let mut y = unsafe { unwritten(self.n * self.h * self.w * o) };
+        let target = Shared(y.as_mut_ptr());
+        with_scratch(PLACES * c * o, |u| {
+            Self::transformed(w, u);
+            let (u, size) = (&*u, chunk(c + o));
+            (0..self.tiles().div_ceil(size)).into_par_iter().for_each(|i| {
+                let tiles = i * size..((i + 1) * size).min(self.tiles());
+                let count = tiles.len();
+                with_scratch(PLACES * count * (c + o), |scratch| {
+                    let (v, m) = scratch.split_at_mut(PLACES * count * c);
+                    for_lanes!(V => for (j, t) in tiles.clone().enumerate() {
+                        // SAFETY: `v` holds 36 times `count` tiles, j is below `count`.
+                        unsafe { from.input::<V>(x.as_ptr(), t, v.as_mut_ptr().add(j * c), count * c) };
+                    });
+                    for k in 0..PLACES {
+                        let (v, u) = (Matrix::new(&v[k * count * c..], c), Matrix::new(&u[k * c * o..], o));
+                        gemm(count, o, c, &mut m[k * count * o..], o, false, v, u);
+                    }
+                    for_lanes!(V => for (j, t) in tiles.clone().enumerate() {
+                        // SAFETY: `m` holds 36 times `count` tiles; no other task has tile t.
+                        unsafe { to.output::<V>(m.as_ptr().add(j * o), t, target.at(0), count * o) };
+                    });
+                });
+            });
+        });
+        y
+    }
+
+    /// The gradient of `x`: a convolution with the kernels turned around, inputs and outputs exchanged.
+    pub(super) fn winograd_input(&self, dy: &[f32], w: &[f32]) -> Vec<f32> {
+        Self { c: self.o, o: self.c, ..*self }.winograd(dy, &self.turned(w))
+    }
+
+    /// The gradient of `w`.
+    pub(super) fn winograd_weight(&self, x: &[f32], dy: &[f32]) -> Vec<f32> {
+        let (c, o) = (self.c, self.o);
+        assert!(
+            x.len() == self.n * self.h * self.w * c && dy.len() == self.n * self.h * self.w * o,
+            "a convolution's tensors have its shape"
+        );
+        let size = PLACES * c * o;
+        if size * PARTS <= SMALL {
+            return with_scratch(size * PARTS, |du| {
+                du.par_chunks_mut(size).enumerate().for_each(|(part, du)| self.weight_part(x, dy, part, du));
+                let (total, parts) = du.split_at_mut(size);
+                for part in parts.chunks_exact(size) {
+                    total.iter_mut().zip(part).for_each(|(t, p)| *t += p);
+                }
+                Self::weights_back(total)
+            });
+        }
+        let tiles = self.tiles();
+        with_scratch(size + PLACES * tiles * (c + o), |scratch| {
+            let (du, rest) = scratch.split_at_mut(size);
+            let (v, e) = rest.split_at_mut(PLACES * tiles * c);
+            self.transform_both(x, dy, 0, tiles, v, e);
+            let (v, e) = (&*v, &*e);
+            du.par_chunks_mut(c * o).enumerate().for_each(|(k, du)| {
+                let (v, e) = (Matrix::new(&v[k * tiles * c..], c), Matrix::new(&e[k * tiles * o..], o));
+                gemm(c, o, tiles, du, o, false, v.t(), e);
+            });
+            Self::weights_back(du)
+        })
+    }
+
+    /// The tiles `from..to` of image and gradient, transformed: `[36, tiles, c]` and `[36, tiles, o]`.
+    fn transform_both(&self, x: &[f32], dy: &[f32], from: usize, to: usize, v: &mut [f32], e: &mut [f32]) {
+        let (c, o, count) = (self.c, self.o, to - from);
+        let (image, result) = (Tiles::new(self, c), Tiles::new(self, o));
+        let (v, e) = (Shared(v.as_mut_ptr()), Shared(e.as_mut_ptr()));
+        (0..count).into_par_iter().with_min_len(16).for_each(|j| {
+            // SAFETY: both buffers hold 36 times `count` tiles, j is below `count`, and no other task has it.
+            for_lanes!(V => unsafe {
+                image.input::<V>(x.as_ptr(), from + j, v.at(j * c), count * c);
+                result.output_back::<V>(dy.as_ptr(), from + j, e.at(j * o), count * o);
+            });
+        });
+    }
+
+    /// The sum over one of [`PARTS`] parts of the tiles.
+    fn weight_part(&self, x: &[f32], dy: &[f32], part: usize, du: &mut [f32]) {
+        let (c, o, size) = (self.c, self.o, chunk(self.c + self.o));
+        let chunks = self.tiles().div_ceil(size);
+        du.fill(0.0);
+        for i in chunks * part / PARTS..chunks * (part + 1) / PARTS {
+            let (from, to) = (i * size, ((i + 1) * size).min(self.tiles()));
+            let count = to - from;
+            with_scratch(PLACES * count * (c + o), |scratch| {
+                let (v, e) = scratch.split_at_mut(PLACES * count * c);
+                let (image, result) = (Tiles::new(self, c), Tiles::new(self, o));
+                for_lanes!(V => for j in 0..count {
+                    // SAFETY: both buffers hold 36 times `count` tiles, and j is below `count`.
+                    unsafe {
+                        image.input::<V>(x.as_ptr(), from + j, v.as_mut_ptr().add(j * c), count * c);
+                        result.output_back::<V>(dy.as_ptr(), from + j, e.as_mut_ptr().add(j * o), count * o);
+                    }
+                });
+                for k in 0..PLACES {
+                    let (v, e) = (Matrix::new(&v[k * count * c..], c), Matrix::new(&e[k * count * o..], o));
+                    gemm(c, o, count, &mut du[k * c * o..], o, true, v.t(), e);
+                }
+            });
+        }
+    }
+
+    /// `[36, c, o]` to `[3, 3, c, o]`.
+    fn weights_back(du: &[f32]) -> Vec<f32> {
+        let size = du.len() / PLACES;
+        // SAFETY: the loop below writes every place of every kernel.
+        let mut dw = unsafe { unwritten(9 * size) };
+        let target = Shared(dw.as_mut_ptr());
+        (0..size / WIDTH).into_par_iter().with_min_len(64).for_each(|i| {
+            let at = i * WIDTH;
+            for_lanes!(V => for j in (at..at + WIDTH).step_by(V::COUNT) {
+                // SAFETY: `du` holds 36 and `dw` 9 times `size` values, and j stays below `size`.
+                unsafe { weight_back::<V>(du.as_ptr().add(j), target.at(j), size) };
+            });
+        });
+        dw
+    }
+
+    /// `[kh, kw, c, o]` to `[kh, kw, o, c]` with both kernel axes reversed.
+    pub(super) fn turned(&self, w: &[f32]) -> Vec<f32> {
+        let size = self.c * self.o;
+        let places: Vec<Vec<f32>> =
+            (0..self.kh * self.kw).into_par_iter().rev().map(|place| transposed(&w[place * size..][..size], self.c, self.o)).collect();
+        places.concat()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rng::Stream;
+
+    fn near(got: &[f32], want: &[f32]) {
+        let size = (want.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>() / want.len() as f64).sqrt();
+        assert_eq!(got.len(), want.len());
+        for (i, (g, w)) in got.iter().zip(want).enumerate() {
+            assert!(f64::from((g - w).abs()) < 3e-4 * size, "at {i}: {g}, not {w}");
+        }
+    }
+
+    #[test]
+    fn winograd_is_the_plain_convolution() {
+        for (n, h, w, c, o) in [(2, 8, 8, 16, 32), (3, 7, 5, 32, 16), (1, 1, 3, 16, 16), (2, 4, 6, 160, 256), (9, 13, 14, 64, 48)] {
+            let (kh, kw, stride, pad, groups) = (3, 3, [1; 2], [1; 4], 1);
+            let exact = Conv { n, h, w, c, o, kh, kw, stride, pad, groups, fast: false };
+            let fast = Conv { fast: true, ..exact };
+            assert!(fast.is_winograd() && !exact.is_winograd());
+            let draw = |name: &str, count| Stream::new(1, name).normals(count);
+            let (x, k, dy) = (draw("x", n * h * w * c), draw("k", 9 * c * o), draw("dy", n * h * w * o));
+            near(&fast.forward(&x, &k, None), &exact.forward(&x, &k, None));
+            near(&fast.backward_input(&dy, &k), &exact.backward_input(&dy, &k));
+            near(&fast.backward_weight(&x, &dy), &exact.backward_weight(&x, &dy));
+        }
+    }
+}

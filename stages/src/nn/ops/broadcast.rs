@@ -1,0 +1,134 @@
+//! Small tensors repeated over large ones. candle's own sums for their gradients run on one thread, with a division for every value.
+
+use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
+use rayon::prelude::*;
+
+use crate::nn::kernel::column_sums;
+use crate::nn::simd::vectorised;
+use crate::nn::storage::{gradient, output, slice, with};
+
+/// Values that one task takes, in whole rows.
+const CHUNK: usize = 1 << 14;
+
+/// `f(row, b)` of every row of `x` as long as `b`.
+fn by_row(x: &[f32], b: &[f32], f: impl Fn(f32, f32) -> f32 + Sync) -> Vec<f32> {
+    let size = (CHUNK / b.len()).max(1) * b.len();
+    let mut y = vec![0.0; x.len()];
+    y.par_chunks_mut(size).zip(x.par_chunks(size)).for_each(|(y, x)| {
+        vectorised!(for (y, x) in y.chunks_exact_mut(b.len()).zip(x.chunks_exact(b.len())) {
+            y.iter_mut().zip(x).zip(b).for_each(|((y, x), b)| *y = f(*x, *b));
+        });
+    });
+    y
+}
+
+/// The end of `x`'s shape is that of `b`: `x + b`, or `x · b`.
+struct Rows {
+    product: bool,
+}
+
+impl CustomOp2 for Rows {
+    fn name(&self) -> &'static str {
+        if self.product { "scale" } else { "bias_add" }
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, lx: &Layout, b: &CpuStorage, lb: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (x, b) = (slice(x, lx)?, slice(b, lb)?);
+        output(if self.product { by_row(x, b, |x, b| x * b) } else { by_row(x, b, |x, b| x + b) }, lx.shape().clone())
+    }
+
+    fn bwd(&self, x: &Tensor, b: &Tensor, _: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        with(dy, |d| {
+            let sums = |values: &[f32]| gradient(column_sums(values, b.elem_count()), b);
+            if !self.product {
+                return Ok((Some(dy.clone()), b.track_op().then(|| sums(d)).transpose()?));
+            }
+            let dx = || gradient(with(b, |b| Ok(by_row(d, b, |d, b| d * b)))?, x);
+            let db = || sums(&with(x, |x| Ok(crate::nn::math::map2(x, d, |x, d| x * d)))?);
+            Ok((x.track_op().then(dx).transpose()?, b.track_op().then(db).transpose()?))
+        })
+    }
+}
+
+fn rows(name: &str, x: &Tensor, b: &Tensor, product: bool) -> Result<Tensor> {
+    if b.elem_count() == 0 || !x.dims().ends_with(b.dims()) {
+        bail!("{name}: {:?} is not the end of {:?}", b.shape(), x.shape());
+    }
+    x.contiguous()?.apply_op2(&b.contiguous()?, Rows { product })
+}
+
+/// `x + b`, where the shape of `b` is the end of `x`'s: a bias `[c]`, or a table of positions `[t, d]`.
+///
+/// # Errors
+/// If it is not.
+pub fn bias_add(x: &Tensor, b: &Tensor) -> Result<Tensor> {
+    rows("bias_add", x, b, false)
+}
+
+/// `x · s`, where the shape of `s` is the end of `x`'s: a factor for every channel.
+///
+/// # Errors
+/// If it is not.
+pub fn scale(x: &Tensor, s: &Tensor) -> Result<Tensor> {
+    rows("scale", x, s, true)
+}
+
+/// `x · s` with a factor for every channel of every sample.
+struct Samples {
+    /// Values of a sample.
+    size: usize,
+    c: usize,
+}
+
+impl Samples {
+    fn product(&self, x: &[f32], s: &[f32]) -> Vec<f32> {
+        let mut y = vec![0.0; x.len()];
+        y.par_chunks_mut(self.size).zip(x.par_chunks(self.size)).zip(s.par_chunks(self.c)).for_each(|((y, x), s)| {
+            vectorised!(for (y, x) in y.chunks_exact_mut(self.c).zip(x.chunks_exact(self.c)) {
+                y.iter_mut().zip(x).zip(s).for_each(|((y, x), s)| *y = x * s);
+            });
+        });
+        y
+    }
+}
+
+impl CustomOp2 for Samples {
+    fn name(&self) -> &'static str {
+        "scale_samples"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, lx: &Layout, s: &CpuStorage, ls: &Layout) -> Result<(CpuStorage, Shape)> {
+        output(self.product(slice(x, lx)?, slice(s, ls)?), lx.shape().clone())
+    }
+
+    fn bwd(&self, x: &Tensor, s: &Tensor, _: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        with(dy, |dy| {
+            let dx = || gradient(with(s, |s| Ok(self.product(dy, s)))?, x);
+            let ds = || {
+                let mut ds = vec![0.0; s.elem_count()];
+                with(x, |x| {
+                    ds.par_chunks_mut(self.c).zip(x.par_chunks(self.size)).zip(dy.par_chunks(self.size)).for_each(|((ds, x), dy)| {
+                        vectorised!(for (x, dy) in x.chunks_exact(self.c).zip(dy.chunks_exact(self.c)) {
+                            ds.iter_mut().zip(x).zip(dy).for_each(|((ds, x), dy)| *ds += x * dy);
+                        });
+                    });
+                    Ok(())
+                })?;
+                gradient(ds, s)
+            };
+            Ok((x.track_op().then(dx).transpose()?, s.track_op().then(ds).transpose()?))
+        })
+    }
+}
+
+/// `x` `[n, …, c]` with every channel of every sample times its factor in `s` `[n, c]`.
+///
+/// # Errors
+/// If the shapes do not fit.
+pub fn scale_samples(x: &Tensor, s: &Tensor) -> Result<Tensor> {
+    let (n, c) = (x.dim(0)?, x.dim(candle_core::D::Minus1)?);
+    if x.elem_count() == 0 || s.dims() != [n, c] {
+        bail!("scale_samples: factors {:?} do not fit {:?}", s.shape(), x.shape());
+    }
+    x.contiguous()?.apply_op2(&s.contiguous()?, Samples { size: x.elem_count() / n, c })
+}
