@@ -107,7 +107,7 @@ fn recipes(task: &Task, settings: &Settings, clock: &mut Clock) -> Vec<(&'static
         clock.train(&mut start, &only(&task.fonts), &settings.recipe("pretrain", alpha), task.seed);
         judge(first, &start);
         for (name, reinit) in [(second, false), (third, true)] {
-            let mut model = Model { config: start.config.clone(), params: start.params.copied().unwrap() };
+            let mut model = start.with_params(start.params.copied().unwrap());
             if reinit {
                 model.reinit_head(&task.shots.meta.classes, task.seed).unwrap();
             }

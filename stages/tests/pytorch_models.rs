@@ -8,7 +8,9 @@ use std::path::Path;
 use candle_core::{Device, Tensor};
 use safetensors::tensor::{Dtype, TensorView};
 use trestle_stages::model::{Arch, Config, Model};
+use trestle_stages::nn::ops::{linear, scale};
 use trestle_stages::nn::params::is_statistic;
+use trestle_stages::nn::tape;
 
 /// The fixtures' formula: values from −0.5 to 0.5.
 fn uniform(name: &str, count: usize) -> Vec<f32> {
@@ -92,14 +94,22 @@ fn holds(name: &str, arch: Arch, size: usize) {
     let images: Vec<f32> = uniform("images", 4 * size * size * 3).iter().map(|u| 4.0 * u).collect();
     let images = Tensor::from_vec(images, (4, size, size, 3), &Device::Cpu).unwrap();
     near(&format!("{name}, logits"), &model.logits(&model.params, &images).unwrap(), &fixtures[&format!("{name}/logits")]);
-    let (logits, _) = model.training_logits(&model.params, &images, &[]).unwrap();
+    let ((logits, loss), tape) = tape::record(|| {
+        let (logits, _) = model.training_logits(&model.params, &images, &[])?;
+        let values = logits.flatten_all()?.to_vec1::<f32>()?;
+        let mean = values.iter().map(|v| f64::from(*v)).sum::<f64>() / 40.0;
+        let deviation = (values.iter().map(|v| (f64::from(*v) - mean).powi(2)).sum::<f64>() / 39.0).sqrt();
+        let weights = uniform("loss", 40).iter().map(|w| w / deviation as f32).collect();
+        let weighted = scale(&tape::reshape(&logits, 40)?, &Tensor::from_vec(weights, 40, &Device::Cpu)?)?;
+        // The sum as a product with ones.
+        let ones = Tensor::ones((40, 1), candle_core::DType::F32, &Device::Cpu)?;
+        let loss = linear(&tape::reshape(&weighted, (1, 40))?, &ones, None)?;
+        Ok::<_, trestle_stages::Error>((logits, loss))
+    })
+    .unwrap();
     near(&format!("{name}, logits in training"), &logits, &fixtures[&format!("{name}/training")]);
 
-    let values = logits.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-    let mean = values.iter().map(|v| f64::from(*v)).sum::<f64>() / 40.0;
-    let deviation = (values.iter().map(|v| (f64::from(*v) - mean).powi(2)).sum::<f64>() / 39.0).sqrt();
-    let weights = Tensor::from_vec(uniform("loss", 40), (4, 10), &Device::Cpu).unwrap();
-    let grads = (logits * weights).unwrap().sum_all().unwrap().affine(1.0 / deviation, 0.0).unwrap().backward().unwrap();
+    let grads = tape.backward(&loss).unwrap();
     let wanted = fixtures[&format!("{name}/gradients")].to_vec2::<f32>().unwrap();
     let largest = wanted.iter().map(|row| row[0]).fold(0.0, f32::max);
     let names: Vec<_> = model.params.iter().filter(|(name, _)| !is_statistic(name)).collect();

@@ -8,6 +8,7 @@ use crate::error::Result;
 use crate::nn::Params;
 use crate::nn::ops::{self, BatchNorm, Moments, Window};
 use crate::nn::params::Weights;
+use crate::nn::tape;
 use crate::rng::Stream;
 
 /// An activation.
@@ -210,32 +211,34 @@ impl Layer {
             Self::Residual { body, shortcut, relu } => pass.residual(body, shortcut, *relu, x)?,
             Self::Branches(branches) => {
                 let parts: Result<Vec<Tensor>> = branches.iter().map(|branch| pass.run(branch, x)).collect();
-                Tensor::cat(&parts?, 3)?
+                tape::join(&parts?.iter().collect::<Vec<_>>(), true)?
             }
             Self::SqueezeExcite { names, act, gate, .. } => {
                 let (n, c) = (x.dim(0)?, x.dim(3)?);
-                let mean = ops::global_avg_pool(x)?.reshape((n, 1, 1, c))?;
+                let mean = tape::reshape(&ops::global_avg_pool(x)?, (n, 1, 1, c))?;
                 let one =
                     |name: &str, x: &Tensor| Ok::<_, crate::Error>(ops::conv2d(x, get(name, "weight")?, Some(get(name, "bias")?), 1, 0)?);
                 let factors = gate.of(&one(&names[1], &act.of(&one(&names[0], &mean)?)?)?)?;
-                ops::scale_samples(x, &factors.reshape((n, c))?)?
+                ops::scale_samples(x, &tape::reshape(&factors, (n, c))?)?
             }
             Self::Tokens { c, .. } => {
-                let n = x.dim(0)?;
-                // A row of zeros in front, to which the class token is added along with its position.
-                let front = Tensor::zeros((n, 1, *c), x.dtype(), x.device())?;
-                let tokens = Tensor::cat(&[&front, &x.reshape((n, (), *c))?], 1)?;
+                let (n, width, patches) = (x.dim(0)?, *c, x.dim(1)? * x.dim(2)?);
+                // A row of zeros in front of each sample, to which the class token is added along with its position. Rows are joined as
+                // long vectors, one a sample.
+                let front = Tensor::zeros((n, width), x.dtype(), x.device())?;
+                let tokens = tape::join(&[&front, &tape::reshape(x, (n, patches * width))?], true)?;
                 let (class, places) = (pass.weights.weight("cls_token")?, pass.weights.weight("pos_embed")?);
-                let rest = Tensor::zeros((1, places.dim(1)? - 1, *c), x.dtype(), x.device())?;
-                let places = (places + Tensor::cat(&[class, &rest], 1)?)?.squeeze(0)?;
-                ops::bias_add(&tokens, &places)?
+                let rest = Tensor::zeros(patches * width, x.dtype(), x.device())?;
+                let class = tape::join(&[&tape::reshape(class, width)?, &rest], false)?;
+                let places = tape::add(&tape::reshape(places, (patches + 1) * width)?, &class)?;
+                tape::reshape(&ops::bias_add(&tokens, &places)?, (n, patches + 1, width))?
             }
             Self::Attention { name, heads, .. } => {
                 let qkv = dense(pass, &format!("{name}.qkv"), x)?;
                 dense(pass, &format!("{name}.proj"), &ops::self_attention(&qkv, *heads)?)?
             }
             Self::Scale { name, .. } => ops::scale(x, pass.weights.weight(name)?)?,
-            Self::FirstToken => x.narrow(1, 0, 1)?.squeeze(1)?,
+            Self::FirstToken => ops::first(x)?,
         })
     }
 }
@@ -333,7 +336,7 @@ impl<'a> Pass<'a> {
         if let Some((Layer::BatchNorm { name, eps, relu: false, .. }, rest)) = body.split_last() {
             return self.batch_norm(name, BatchNorm { eps: *eps, relu }, &self.run(rest, x)?, Some(&way));
         }
-        let y = (self.run(body, x)? + way)?;
+        let y = tape::add(&self.run(body, x)?, &way)?;
         Ok(if relu { ops::relu(&y)? } else { y })
     }
 }

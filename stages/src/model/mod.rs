@@ -266,6 +266,11 @@ impl Model {
         Self { units: config.layers(), owners, config, params }
     }
 
+    /// The same architecture with other weights, of the same names and shapes.
+    pub fn with_params(&self, params: Params) -> Self {
+        Self { params, ..self.clone() }
+    }
+
     /// The weights of a safetensors file with PyTorch's shapes, under torchvision's or timm's names.
     ///
     /// # Errors

@@ -1,8 +1,11 @@
 //! Elementary functions that the compiler can vectorise, and maps over large slices.
 
+#![allow(unsafe_code, reason = "results that are written whole need not be filled with zeros first")]
+
 use rayon::prelude::*;
 
 use super::simd::vectorised;
+use super::storage::unwritten;
 
 /// Values that one task maps.
 pub const CHUNK: usize = 1 << 14;
@@ -69,7 +72,8 @@ pub fn erf(x: f32) -> f32 {
 
 /// `f` of every value.
 pub fn map(x: &[f32], f: impl Fn(f32) -> f32 + Sync) -> Vec<f32> {
-    let mut y = vec![0.0; x.len()];
+    // SAFETY: the chunks below are all of y, and each is written whole.
+    let mut y = unsafe { unwritten(x.len()) };
     y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(y, x)| {
         vectorised!(y.iter_mut().zip(x).for_each(|(y, x)| *y = f(*x)));
     });
@@ -78,7 +82,9 @@ pub fn map(x: &[f32], f: impl Fn(f32) -> f32 + Sync) -> Vec<f32> {
 
 /// `f` of every pair of values.
 pub fn map2(a: &[f32], b: &[f32], f: impl Fn(f32, f32) -> f32 + Sync) -> Vec<f32> {
-    let mut y = vec![0.0; a.len()];
+    assert_eq!(a.len(), b.len(), "a map over pairs takes as many of both");
+    // SAFETY: the chunks below are all of y, and each is written whole.
+    let mut y = unsafe { unwritten(a.len()) };
     y.par_chunks_mut(CHUNK).zip(a.par_chunks(CHUNK)).zip(b.par_chunks(CHUNK)).for_each(|((y, a), b)| {
         vectorised!(y.iter_mut().zip(a).zip(b).for_each(|((y, a), b)| *y = f(*a, *b)));
     });

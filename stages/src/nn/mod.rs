@@ -21,6 +21,7 @@ pub mod optim;
 pub mod params;
 mod simd;
 mod storage;
+pub mod tape;
 
 pub use params::Params;
 

@@ -198,6 +198,44 @@ fn what_does_not_fit_is_refused() {
     assert!(one_hot(&[0], 7, 1.5).is_err());
 }
 
+#[test]
+fn a_tape_gives_the_same_gradients_to_the_bit() {
+    let shapes: [(&str, &[usize]); 5] = [("c", &[3, 3, 3, 16]), ("a", &[16]), ("b", &[16]), ("d", &[1, 1, 16, 16]), ("f", &[16, 10])];
+    let p = params(&shapes);
+    let x = Tensor::from_vec(Stream::new(3, "x").normals(4 * 64 * 3), (4, 8, 8, 3), &Device::Cpu).unwrap();
+    let targets = one_hot(&[0, 3, 9, 3], 10, 0.1).unwrap();
+    let loss = || -> Result<Tensor> {
+        let y = BatchNorm { eps: 1e-5, relu: true }.train(&conv2d(&x, g(&p, "c"), None, 1, 1)?, g(&p, "a"), g(&p, "b"), None)?.0;
+        let z = super::tape::add(&conv2d(&y, g(&p, "d"), None, 1, 0)?, &y)?;
+        let z = global_avg_pool(&super::tape::join(&[&z, &y], true)?)?;
+        let z = super::tape::join(&[&z, &z], false)?;
+        let z = super::tape::reshape(&z, (16, 16))?;
+        cross_entropy(&linear(&z, g(&p, "f"), None)?, &targets.repeat(4))
+    };
+    let theirs = loss().unwrap().backward().unwrap();
+    let (made, tape) = super::tape::record(loss).unwrap();
+    let ours = tape.backward(&made).unwrap();
+    for (name, var) in p.iter() {
+        let bits = |grads: &candle_core::backprop::GradStore| -> Vec<u32> {
+            grads.get(var).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap().iter().map(|v| (v + 0.0).to_bits()).collect()
+        };
+        assert_eq!(bits(&ours), bits(&theirs), "{name}");
+    }
+}
+
+#[test]
+fn a_tape_refuses_what_would_cut_a_gradient() {
+    let p = params(&[("x", &[3, 4])]);
+    let cut = super::tape::record(|| relu(&(g(&p, "x") * 2.0)?)).err().unwrap().to_string();
+    assert!(cut.contains("candle made"), "{cut}");
+    let turned = super::tape::record(|| relu(&relu(g(&p, "x"))?.t()?)).err().unwrap().to_string();
+    assert!(turned.contains("not contiguous"), "{turned}");
+    let nested = super::tape::record(|| super::tape::record(|| relu(g(&p, "x"))).map(|_| ())).err().unwrap().to_string();
+    assert!(nested.contains("a tape inside of a tape"), "{nested}");
+    let (loss, tape) = super::tape::record(|| relu(g(&p, "x"))).unwrap();
+    assert!(tape.backward(&loss).is_err(), "not one value");
+}
+
 /// Kinks spoil differences at random points, so these are checked by hand.
 #[test]
 fn kinked_functions_pass_the_gradient_where_they_should() {

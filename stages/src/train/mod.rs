@@ -18,6 +18,7 @@ use crate::metrics::Metrics;
 use crate::model::Model;
 use crate::nn::ops::cross_entropy;
 use crate::nn::optim::{AdamW, cosine};
+use crate::nn::tape;
 use crate::rng::Stream;
 use batches::Batches;
 
@@ -156,8 +157,11 @@ pub fn train(
         }
         let shape = (batch.len(), model.config.height, model.config.input_width, model.config.channels);
         let images = Tensor::from_vec(std::mem::take(&mut batch.pixels), shape, &Device::Cpu)?;
-        let (logits, statistics) = model.training_logits(&weights, &images, frozen)?;
-        let loss = cross_entropy(&logits, &batch.targets)?;
+        let ((logits, statistics, loss), tape) = tape::record(|| {
+            let (logits, statistics) = model.training_logits(&weights, &images, frozen)?;
+            let loss = cross_entropy(&logits, &batch.targets)?;
+            Ok::<_, Error>((logits, statistics, loss))
+        })?;
         let row = Row {
             step: step + 1,
             loss: loss.to_scalar::<f32>()?,
@@ -168,7 +172,7 @@ pub fn train(
             let message = format!("the loss is {} at step {} of {steps}; a lower `lr` ({}) helps", row.loss, row.step, recipe.lr);
             return Err(Error::argument(message));
         }
-        optimiser.step(&model.params, &loss.backward()?, row.lr, |name| trains(model, name))?;
+        optimiser.step(&model.params, &tape.backward(&loss)?, row.lr, |name| trains(model, name))?;
         model.move_statistics(&statistics, MOMENTUM)?;
         report(row, steps);
         rows.push(row);

@@ -1,8 +1,11 @@
 //! Convolutions: patches of images as rows of a matrix, times the weights.
 
+#![allow(unsafe_code, reason = "results that are written whole need not be filled with zeros first")]
+
 use rayon::prelude::*;
 
 use super::{Matrix, add_up, gemm, matmul, transposed, vectorised, with_scratch};
+use crate::nn::storage::unwritten;
 
 /// Parts into which a sum over pixels is cut; each has a buffer of the size of the weights.
 pub(super) const PARTS: usize = 8;
@@ -118,7 +121,8 @@ impl Conv {
             }
             return y;
         }
-        let mut y = vec![0.0; self.pixels() * self.o];
+        // SAFETY: every chunk is a product that does not read what was there, or first filled with the bias.
+        let mut y = unsafe { unwritten(self.pixels() * self.o) };
         let (patch, chunk) = (self.patch(), self.chunk());
         let (c, o) = self.group();
         y.par_chunks_mut(chunk * self.o).enumerate().for_each(|(i, y)| {
@@ -151,7 +155,8 @@ impl Conv {
             return self.winograd_input(dy, w);
         }
         if self.is_product() {
-            let mut dx = vec![0.0; self.n * self.h * self.w * self.c];
+            // SAFETY: the product writes all of dx and does not read it.
+            let mut dx = unsafe { unwritten(self.n * self.h * self.w * self.c) };
             let wt = transposed(w, self.c, self.o);
             matmul(self.pixels(), self.c, self.o, &mut dx, Matrix::new(dy, self.o), Matrix::new(&wt, self.c));
             return dx;

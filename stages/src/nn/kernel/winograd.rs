@@ -85,8 +85,9 @@ impl Tiles {
                     }
                 }
                 for i in 0..6 {
-                    for (j, value) in input_transform(d[i]).into_iter().enumerate() {
-                        value.store(v.add((i * 6 + j) * stride + at));
+                    let row = input_transform(d[i]);
+                    for j in 0..6 {
+                        row[j].store(v.add((i * 6 + j) * stride + at));
                     }
                 }
             }
@@ -117,8 +118,8 @@ impl Tiles {
                 }
                 for i in 0..4.min(self.h - top) {
                     let row = output_transform(e[i]);
-                    for (j, value) in row.into_iter().enumerate().take(self.w - left) {
-                        value.store(image.add(((top + i) * self.w + left + j) * self.c + at));
+                    for j in 0..4.min(self.w - left) {
+                        row[j].store(image.add(((top + i) * self.w + left + j) * self.c + at));
                     }
                 }
             }
@@ -150,8 +151,9 @@ impl Tiles {
                     }
                 }
                 for i in 0..6 {
-                    for (j, value) in output_back_transform(rows[i]).into_iter().enumerate() {
-                        value.store(e.add((i * 6 + j) * stride + at));
+                    let row = output_back_transform(rows[i]);
+                    for j in 0..6 {
+                        row[j].store(e.add((i * 6 + j) * stride + at));
                     }
                 }
             }
@@ -196,7 +198,13 @@ const G: [[f32; 3]; 6] = [
 /// Σ factor·value of the factors that are not 0.
 #[inline(always)]
 fn weighted<V: Lanes, const N: usize>(values: [V; N], factors: [f32; N]) -> V {
-    (0..N).filter(|i| factors[*i] != 0.0).fold(V::zero(), |sum, i| values[i].fma(factors[i], sum))
+    let mut sum = V::zero();
+    for i in 0..N {
+        if factors[i] != 0.0 {
+            sum = values[i].fma(factors[i], sum);
+        }
+    }
+    sum
 }
 
 /// G·g·Gᵀ of `V::COUNT` neighbouring kernels: place k from `w + k * stride`, to `u + k * stride`.
@@ -212,7 +220,10 @@ unsafe fn weight<V: Lanes>(w: *const f32, u: *mut f32, stride: usize) {
             g[place / 3][place % 3] = V::load(w.add(place * stride));
         }
         for i in 0..6 {
-            let row = [0, 1, 2].map(|j| weighted([g[0][j], g[1][j], g[2][j]], G[i]));
+            let mut row = [V::zero(); 3];
+            for j in 0..3 {
+                row[j] = weighted([g[0][j], g[1][j], g[2][j]], G[i]);
+            }
             for j in 0..6 {
                 weighted(row, G[j]).store(u.add((i * 6 + j) * stride));
             }

@@ -4,6 +4,7 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 
 use crate::nn::math::{erf, exp, map, map2, sigmoid, tanh};
 use crate::nn::storage::{gradient, output, slice, with};
+use crate::nn::tape::apply1;
 
 /// A function of one value and its derivative.
 trait Scalar: Send + Sync {
@@ -30,7 +31,7 @@ impl<S: Scalar> CustomOp1 for Pointwise<S> {
 }
 
 fn apply<S: Scalar + 'static>(x: &Tensor) -> Result<Tensor> {
-    x.contiguous()?.apply_op1(Pointwise::<S>(std::marker::PhantomData))
+    apply1(x, Pointwise::<S>(std::marker::PhantomData))
 }
 
 struct Relu;

@@ -1,12 +1,15 @@
 //! Batch normalisation (Ioffe and Szegedy 2015), with the addition of a shortcut and a ReLU in the same pass.
 
+#![allow(unsafe_code, reason = "results that are written whole need not be filled with zeros first")]
+
 use std::sync::{Arc, OnceLock};
 
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use crate::nn::simd::vectorised;
-use crate::nn::storage::{gradient, output, slice, with};
+use crate::nn::storage::{gradient, output, slice, unwritten, with};
+use crate::nn::tape::{apply2, apply3, join, wanted};
 
 /// Mean and variance of every channel.
 #[derive(Debug, Clone, PartialEq)]
@@ -98,7 +101,9 @@ impl Op {
         // With a floor of −∞ nothing is cut off. A comparison that lets what is not a number through.
         let floor = if self.norm.relu { 0.0 } else { f32::NEG_INFINITY };
         let size = chunk(c) * c;
-        let mut y = vec![0.0; x.len()];
+        assert!(shortcut.is_none_or(|r| r.len() == x.len()), "`apply` has compared the shapes");
+        // SAFETY: the chunks below are all of y, and each is written whole.
+        let mut y = unsafe { unwritten(x.len()) };
         y.par_chunks_mut(size).zip(x.par_chunks(size)).enumerate().for_each(|(i, (y, x))| match shortcut {
             None => vectorised!(for (y, x) in y.chunks_exact_mut(c).zip(x.chunks_exact(c)) {
                 for (((y, x), s), t) in y.iter_mut().zip(x).zip(&scale).zip(&shift) {
@@ -148,7 +153,11 @@ impl Op {
         let a: Vec<f32> = (0..c).map(|i| affine[i] * rstd[i]).collect();
         let b: Vec<f32> = (0..c).map(|i| (-f64::from(a[i]) * f64::from(rstd[i]).powi(2) * sums[i] * share) as f32).collect();
         let e: Vec<f32> = (0..c).map(|i| (-f64::from(a[i]) * sums[c + i] * share - f64::from(mean[i]) * f64::from(b[i])) as f32).collect();
-        let mut dx = vec![0.0; x.len()];
+        if y.len() != x.len() || dy.len() != x.len() {
+            bail!("batch_norm: {} gradients of {} values", dy.len(), x.len());
+        }
+        // SAFETY: the chunks below are all of dx, and each is written whole.
+        let mut dx = unsafe { unwritten(x.len()) };
         (dx.par_chunks_mut(size).zip(x.par_chunks(size)).zip(y.par_chunks(size)).zip(dy.par_chunks(size))).for_each(
             |(((dx, x), y), dy)| {
                 let rows = dx.chunks_exact_mut(c).zip(x.chunks_exact(c)).zip(y.chunks_exact(c)).zip(dy.chunks_exact(c));
@@ -216,7 +225,7 @@ impl CustomOp3 for Op {
                 gradient(with(y, |y| with(dy, |dy| Ok(crate::nn::math::map2(y, dy, |y, dy| if y > 0.0 { dy } else { 0.0 }))))?, shortcut)
             }
         };
-        Ok((Some(dx), Some(daffine), shortcut.track_op().then(back).transpose()?))
+        Ok((Some(dx), Some(daffine), wanted(shortcut).then(back).transpose()?))
     }
 }
 
@@ -237,10 +246,10 @@ impl BatchNorm {
         let moments = Arc::new(given.map_or_else(OnceLock::new, OnceLock::from));
         let op = Op { norm: self, moments: moments.clone(), train };
         // Of three tensors at most an op can be made: scale and shift go as one.
-        let affine = Tensor::cat(&affine, 0)?;
+        let affine = join(&affine, false)?;
         let y = match shortcut {
-            None => x.contiguous()?.apply_op2(&affine, op)?,
-            Some(shortcut) => x.contiguous()?.apply_op3(&affine, &shortcut.contiguous()?, op)?,
+            None => apply2(x, &affine, op)?,
+            Some(shortcut) => apply3(x, &affine, shortcut, op)?,
         };
         let Some(moments) = moments.get() else { bail!("batch_norm: the forward pass left no statistics") };
         Ok((y, moments.clone()))

@@ -1,11 +1,14 @@
 //! Small tensors repeated over large ones. candle's own sums for their gradients run on one thread, with a division for every value.
 
+#![allow(unsafe_code, reason = "results that are written whole need not be filled with zeros first")]
+
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use crate::nn::kernel::column_sums;
 use crate::nn::simd::vectorised;
-use crate::nn::storage::{gradient, output, slice, with};
+use crate::nn::storage::{gradient, output, slice, unwritten, with};
+use crate::nn::tape::{apply2, wanted};
 
 /// Values that one task takes, in whole rows.
 const CHUNK: usize = 1 << 14;
@@ -13,7 +16,9 @@ const CHUNK: usize = 1 << 14;
 /// `f(row, b)` of every row of `x` as long as `b`.
 fn by_row(x: &[f32], b: &[f32], f: impl Fn(f32, f32) -> f32 + Sync) -> Vec<f32> {
     let size = (CHUNK / b.len()).max(1) * b.len();
-    let mut y = vec![0.0; x.len()];
+    assert!(x.len().is_multiple_of(b.len()), "`rows` has compared the shapes");
+    // SAFETY: the chunks below are all of y, in whole rows, and each is written whole.
+    let mut y = unsafe { unwritten(x.len()) };
     y.par_chunks_mut(size).zip(x.par_chunks(size)).for_each(|(y, x)| {
         vectorised!(for (y, x) in y.chunks_exact_mut(b.len()).zip(x.chunks_exact(b.len())) {
             y.iter_mut().zip(x).zip(b).for_each(|((y, x), b)| *y = f(*x, *b));
@@ -41,11 +46,11 @@ impl CustomOp2 for Rows {
         with(dy, |d| {
             let sums = |values: &[f32]| gradient(column_sums(values, b.elem_count()), b);
             if !self.product {
-                return Ok((Some(dy.clone()), b.track_op().then(|| sums(d)).transpose()?));
+                return Ok((Some(dy.clone()), wanted(b).then(|| sums(d)).transpose()?));
             }
             let dx = || gradient(with(b, |b| Ok(by_row(d, b, |d, b| d * b)))?, x);
             let db = || sums(&with(x, |x| Ok(crate::nn::math::map2(x, d, |x, d| x * d)))?);
-            Ok((x.track_op().then(dx).transpose()?, b.track_op().then(db).transpose()?))
+            Ok((wanted(x).then(dx).transpose()?, wanted(b).then(db).transpose()?))
         })
     }
 }
@@ -54,7 +59,7 @@ fn rows(name: &str, x: &Tensor, b: &Tensor, product: bool) -> Result<Tensor> {
     if b.elem_count() == 0 || !x.dims().ends_with(b.dims()) {
         bail!("{name}: {:?} is not the end of {:?}", b.shape(), x.shape());
     }
-    x.contiguous()?.apply_op2(&b.contiguous()?, Rows { product })
+    apply2(x, b, Rows { product })
 }
 
 /// `x + b`, where the shape of `b` is the end of `x`'s: a bias `[c]`, or a table of positions `[t, d]`.
@@ -116,7 +121,7 @@ impl CustomOp2 for Samples {
                 })?;
                 gradient(ds, s)
             };
-            Ok((x.track_op().then(dx).transpose()?, s.track_op().then(ds).transpose()?))
+            Ok((wanted(x).then(dx).transpose()?, wanted(s).then(ds).transpose()?))
         })
     }
 }
@@ -130,5 +135,5 @@ pub fn scale_samples(x: &Tensor, s: &Tensor) -> Result<Tensor> {
     if x.elem_count() == 0 || s.dims() != [n, c] {
         bail!("scale_samples: factors {:?} do not fit {:?}", s.shape(), x.shape());
     }
-    x.contiguous()?.apply_op2(&s.contiguous()?, Samples { size: x.elem_count() / n, c })
+    apply2(x, s, Samples { size: x.elem_count() / n, c })
 }

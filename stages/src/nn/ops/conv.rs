@@ -4,6 +4,7 @@ use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tenso
 
 use crate::nn::kernel::{Conv, column_sums};
 use crate::nn::storage::{gradient, output, slice, with};
+use crate::nn::tape::{apply2, apply3, wanted};
 
 struct Conv2d(Conv);
 
@@ -14,8 +15,8 @@ impl Conv2d {
     }
 
     fn gradients(&self, x: &Tensor, w: &Tensor, dy: &[f32]) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let dx = if x.track_op() { Some(gradient(with(w, |w| Ok(self.0.backward_input(dy, w)))?, x)?) } else { None };
-        let dw = if w.track_op() { Some(gradient(with(x, |x| Ok(self.0.backward_weight(x, dy)))?, w)?) } else { None };
+        let dx = if wanted(x) { Some(gradient(with(w, |w| Ok(self.0.backward_input(dy, w)))?, x)?) } else { None };
+        let dw = if wanted(w) { Some(gradient(with(x, |x| Ok(self.0.backward_weight(x, dy)))?, w)?) } else { None };
         Ok((dx, dw))
     }
 }
@@ -54,7 +55,7 @@ impl CustomOp3 for Conv2d {
     fn bwd(&self, x: &Tensor, w: &Tensor, b: &Tensor, _: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         with(dy, |dy| {
             let (dx, dw) = self.gradients(x, w, dy)?;
-            let db = if b.track_op() { Some(gradient(column_sums(dy, self.0.o), b)?) } else { None };
+            let db = if wanted(b) { Some(gradient(column_sums(dy, self.0.o), b)?) } else { None };
             Ok((dx, dw, db))
         })
     }
@@ -120,10 +121,9 @@ pub fn conv(x: &Tensor, w: &Tensor, bias: Option<&Tensor>, window: Window) -> Re
         bail!("conv: kernels {:?} with {window:?} do not fit images {:?}", w.shape(), x.shape());
     }
     let op = Conv2d(Conv { n, h, w: width, c, o, kh, kw, stride, pad, groups, fast });
-    let (x, w) = (x.contiguous()?, w.contiguous()?);
     match bias {
-        None => x.apply_op2(&w, op),
-        Some(bias) if bias.dims() == [o] => x.apply_op3(&w, &bias.contiguous()?, op),
+        None => apply2(x, w, op),
+        Some(bias) if bias.dims() == [o] => apply3(x, w, bias, op),
         Some(bias) => bail!("conv: a bias {:?} does not fit {o} kernels", bias.shape()),
     }
 }

@@ -3,6 +3,7 @@
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 
 use crate::nn::storage::{gradient, output, slice, with};
+use crate::nn::tape::apply1;
 
 struct Embedding {
     ids: Vec<u32>,
@@ -41,5 +42,41 @@ pub fn embedding(table: &Tensor, ids: &[u32]) -> Result<Tensor> {
     if let Some(id) = ids.iter().find(|&&id| id as usize >= rows) {
         bail!("embedding: there is no row {id} in a table of {rows}");
     }
-    table.contiguous()?.apply_op1(Embedding { ids: ids.to_vec(), width })
+    apply1(table, Embedding { ids: ids.to_vec(), width })
+}
+
+/// The first row of every sample.
+struct First;
+
+impl CustomOp1 for First {
+    fn name(&self) -> &'static str {
+        "first"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (n, t, c) = layout.shape().dims3()?;
+        output(slice(x, layout)?.chunks_exact(t * c).flat_map(|sample| &sample[..c]).copied().collect(), (n, c))
+    }
+
+    fn bwd(&self, x: &Tensor, _: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
+        let (_, t, c) = x.dims3()?;
+        let mut dx = vec![0.0; x.elem_count()];
+        with(dy, |dy| {
+            dx.chunks_exact_mut(t * c).zip(dy.chunks_exact(c)).for_each(|(dx, dy)| dx[..c].copy_from_slice(dy));
+            Ok(())
+        })?;
+        gradient(dx, x).map(Some)
+    }
+}
+
+/// The first row of every sample of `x` `[n, t, c]`: `[n, c]`.
+///
+/// # Errors
+/// If `x` does not have three dimensions, none of them 0.
+pub fn first(x: &Tensor) -> Result<Tensor> {
+    x.dims3()?;
+    if x.elem_count() == 0 {
+        bail!("first: {:?} has no rows", x.shape());
+    }
+    apply1(x, First)
 }

@@ -1,10 +1,12 @@
 //! Matrix products.
+#![allow(unsafe_code, reason = "results that are written whole need not be filled with zeros first")]
 
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use crate::nn::kernel::{self, Matrix, transposed};
-use crate::nn::storage::{gradient, output, slice, with};
+use crate::nn::storage::{gradient, output, slice, unwritten, with};
+use crate::nn::tape::{apply2, reshape, wanted};
 
 /// `[m, k] · [k, n]`.
 struct Linear {
@@ -20,7 +22,8 @@ impl CustomOp2 for Linear {
 
     fn cpu_fwd(&self, x: &CpuStorage, lx: &Layout, w: &CpuStorage, lw: &Layout) -> Result<(CpuStorage, Shape)> {
         let &Self { m, k, n } = self;
-        let mut y = vec![0.0; m * n];
+        // SAFETY: the product writes all of y and does not read it.
+        let mut y = unsafe { unwritten(m * n) };
         kernel::matmul(m, n, k, &mut y, Matrix::new(slice(x, lx)?, k), Matrix::new(slice(w, lw)?, n));
         output(y, (m, n))
     }
@@ -30,20 +33,22 @@ impl CustomOp2 for Linear {
         with(dy, |dy| {
             let dy = Matrix::new(dy, n);
             let dx = || {
-                let mut dx = vec![0.0; m * k];
+                // SAFETY: as in the forward pass.
+                let mut dx = unsafe { unwritten(m * k) };
                 let wt = with(w, |w| Ok(transposed(w, k, n)))?;
                 kernel::matmul(m, k, n, &mut dx, dy, Matrix::new(&wt, k));
                 gradient(dx, x)
             };
             let dw = || {
-                let mut dw = vec![0.0; k * n];
+                // SAFETY: as in the forward pass.
+                let mut dw = unsafe { unwritten(k * n) };
                 with(x, |x| {
                     kernel::matmul(k, n, m, &mut dw, Matrix::new(x, k).t(), dy);
                     Ok(())
                 })?;
                 gradient(dw, w)
             };
-            Ok((x.track_op().then(dx).transpose()?, w.track_op().then(dw).transpose()?))
+            Ok((wanted(x).then(dx).transpose()?, wanted(w).then(dw).transpose()?))
         })
     }
 }
@@ -60,12 +65,12 @@ pub fn linear(x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
         _ => bail!("linear: weights {:?} do not fit {:?}", w.shape(), x.shape()),
     }
     let m = x.elem_count() / k;
-    let y = x.reshape((m, k))?.contiguous()?.apply_op2(&w.contiguous()?, Linear { m, k, n })?;
+    let y = apply2(&reshape(x, (m, k))?, w, Linear { m, k, n })?;
     let y = match bias {
         Some(bias) => y.broadcast_add(bias)?,
         None => y,
     };
-    y.reshape(dims)
+    reshape(&y, dims)
 }
 
 /// `[b, m, k] · [b, k, n]`; with `transpose`, the second is given as `[b, n, k]`.
@@ -128,7 +133,7 @@ impl CustomOp2 for Batched {
                 })?;
                 gradient(dy, y)
             };
-            Ok((x.track_op().then(dx).transpose()?, y.track_op().then(dy).transpose()?))
+            Ok((wanted(x).then(dx).transpose()?, wanted(y).then(dy).transpose()?))
         })
     }
 }
@@ -144,5 +149,5 @@ pub fn matmul(x: &Tensor, y: &Tensor, transpose_right: bool) -> Result<Tensor> {
     if b != b2 || inner != k {
         bail!("matmul: {:?} and {:?} do not fit", x.shape(), y.shape());
     }
-    x.contiguous()?.apply_op2(&y.contiguous()?, Batched { b, m, k, n, transpose: transpose_right })
+    apply2(x, y, Batched { b, m, k, n, transpose: transpose_right })
 }

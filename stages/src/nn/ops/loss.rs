@@ -4,6 +4,7 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 
 use super::softmax::softmax_row;
 use crate::nn::storage::{gradient, output, slice, with};
+use crate::nn::tape::apply1;
 
 struct CrossEntropy {
     targets: Vec<f32>,
@@ -48,7 +49,7 @@ pub fn cross_entropy(logits: &Tensor, targets: &[f32]) -> Result<Tensor> {
     if targets.len() != n * classes {
         bail!("cross_entropy: {} targets do not fit logits {:?}", targets.len(), logits.shape());
     }
-    logits.contiguous()?.apply_op1(CrossEntropy { targets: targets.to_vec(), classes })
+    apply1(logits, CrossEntropy { targets: targets.to_vec(), classes })
 }
 
 struct Mse {
@@ -87,7 +88,7 @@ pub fn mse(x: &Tensor, target: &Tensor) -> Result<Tensor> {
         bail!("mse: {:?} and {:?} differ", x.shape(), target.shape());
     }
     let target = with(target, |target| Ok(target.to_vec()))?;
-    x.contiguous()?.apply_op1(Mse { target })
+    apply1(x, Mse { target })
 }
 
 /// Targets of [`cross_entropy`], row-major `[labels, classes]`: `1 − smoothing` for the label, and `smoothing` spread over all classes

@@ -18,7 +18,7 @@ pub use activation::{gelu, gelu_erf, hard_sigmoid, hard_swish, relu, relu6, silu
 pub use batch_norm::{BatchNorm, Moments};
 pub use broadcast::{bias_add, scale, scale_samples};
 pub use conv::{Window, conv, conv2d};
-pub use embedding::embedding;
+pub use embedding::{embedding, first};
 pub use linear::{linear, matmul};
 pub use loss::{cross_entropy, mse, one_hot};
 pub use norm::{group_norm, layer_norm};

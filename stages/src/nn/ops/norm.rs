@@ -1,11 +1,14 @@
 //! Normalisation by groups of channels (Wu and He 2018) and by rows (Ba et al. 2016): a row is a group norm with one group and one pixel.
 
+#![allow(unsafe_code, reason = "results that are written whole need not be filled with zeros first")]
+
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use crate::nn::kernel::add_up;
 use crate::nn::simd::vectorised;
-use crate::nn::storage::{gradient, output, slice, with};
+use crate::nn::storage::{gradient, output, slice, unwritten, with};
+use crate::nn::tape::apply3;
 
 /// Normalises each of `groups` groups of the `c` channels of each sample over its `pixels`.
 #[derive(Clone, Copy)]
@@ -54,7 +57,8 @@ impl Norm {
     }
 
     fn forward(&self, x: &[f32], gamma: &[f32], beta: &[f32]) -> Vec<f32> {
-        let mut y = vec![0.0; x.len()];
+        // SAFETY: the chunks below are whole samples, all of y, and each is written whole.
+        let mut y = unsafe { unwritten(x.len()) };
         y.par_chunks_mut(self.sample()).zip(x.par_chunks(self.sample())).with_min_len(self.samples_a_task()).for_each(|(y, x)| {
             let Moments { mean, rstd } = vectorised!(self.moments(x));
             let scale: Vec<f32> = gamma.iter().zip(&rstd).map(|(g, r)| g * r).collect();
@@ -76,7 +80,8 @@ impl Norm {
     /// Gradients of x, gamma and beta. With x̂ the normalised x and g = dy·gamma: dx = (g − mean(g) − x̂·mean(g·x̂))·rstd, means over the group.
     fn backward(&self, x: &[f32], gamma: &[f32], dy: &[f32]) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
         let count = (self.pixels * (self.c / self.groups)) as f32;
-        let mut dx = vec![0.0; x.len()];
+        // SAFETY: as in the forward pass.
+        let mut dx = unsafe { unwritten(x.len()) };
         // A fixed number of samples shares one sum: their number depends on shapes alone.
         let together = (65_536 / self.sample()).clamp(1, 4096);
         let sums: Vec<(Vec<f32>, Vec<f32>)> = dx
@@ -158,7 +163,7 @@ fn apply(x: &Tensor, gamma: &Tensor, beta: &Tensor, norm: Norm) -> Result<Tensor
     if gamma.dims() != [norm.c] || beta.dims() != [norm.c] || norm.groups == 0 || !norm.c.is_multiple_of(norm.groups) {
         bail!("norm: {} groups, scale {:?} and shift {:?} do not fit {:?}", norm.groups, gamma.shape(), beta.shape(), x.shape());
     }
-    x.contiguous()?.apply_op3(&gamma.contiguous()?, &beta.contiguous()?, norm)
+    apply3(x, gamma, beta, norm)
 }
 
 /// Group normalisation of `[n, h, w, c]`, scaled by `gamma` `[c]` and shifted by `beta` `[c]`.

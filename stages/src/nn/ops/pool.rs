@@ -1,12 +1,15 @@
 //! Pooling and upsampling of NHWC images.
 
+#![allow(unsafe_code, reason = "results that are written whole need not be filled with zeros first")]
+
 use std::sync::OnceLock;
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use crate::nn::simd::vectorised;
-use crate::nn::storage::{gradient, output, slice, with};
+use crate::nn::storage::{gradient, output, slice, unwritten, with};
+use crate::nn::tape::apply1;
 
 /// The values of one image.
 type Image<'a> = &'a [f32];
@@ -62,7 +65,8 @@ impl CustomOp1 for MaxPool2 {
 
     fn cpu_fwd(&self, x: &CpuStorage, lx: &Layout) -> Result<(CpuStorage, Shape)> {
         let (x, size) = (slice(x, lx)?, self.h * self.w * self.c);
-        let mut y = vec![0.0; x.len() / 4];
+        // SAFETY: every 2×2 square of every image is written; the sides are even.
+        let mut y = unsafe { unwritten(x.len() / 4) };
         let mut largest = vec![0u8; y.len()];
         y.par_chunks_mut(size / 4).zip(largest.par_chunks_mut(size / 4)).zip(x.par_chunks(size)).for_each(|((y, l), x)| {
             vectorised!(self.image(x, y, l));
@@ -75,7 +79,8 @@ impl CustomOp1 for MaxPool2 {
     fn bwd(&self, x: &Tensor, _: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
         let Some(largest) = self.largest.get() else { bail!("max_pool2: backward before forward") };
         let size = self.h * self.w * self.c;
-        let mut dx = vec![0.0; x.elem_count()];
+        // SAFETY: as in the forward pass.
+        let mut dx = unsafe { unwritten(x.elem_count()) };
         with(dy, |dy| {
             dx.par_chunks_mut(size).zip(dy.par_chunks(size / 4)).zip(largest.par_chunks(size / 4)).for_each(|((dx, dy), l)| {
                 vectorised!(self.image_back(dy, l, dx));
@@ -95,7 +100,7 @@ pub fn max_pool2(x: &Tensor) -> Result<Tensor> {
     if h % 2 + w % 2 != 0 {
         bail!("max_pool2: {h}×{w} is not even");
     }
-    x.contiguous()?.apply_op1(MaxPool2 { h, w, c, largest: OnceLock::new() })
+    apply1(x, MaxPool2 { h, w, c, largest: OnceLock::new() })
 }
 
 /// Mean over all pixels.
@@ -139,7 +144,7 @@ impl CustomOp1 for GlobalAvgPool {
 /// If `x` does not have four dimensions.
 pub fn global_avg_pool(x: &Tensor) -> Result<Tensor> {
     let (_, h, w, c) = x.dims4()?;
-    x.contiguous()?.apply_op1(GlobalAvgPool { pixels: h * w, c })
+    apply1(x, GlobalAvgPool { pixels: h * w, c })
 }
 
 /// Every pixel becomes a 2×2 square.
@@ -188,5 +193,5 @@ impl CustomOp1 for Upsample2 {
 /// If `x` does not have four dimensions.
 pub fn upsample2(x: &Tensor) -> Result<Tensor> {
     let (_, h, w, c) = x.dims4()?;
-    x.contiguous()?.apply_op1(Upsample2 { h, w, c })
+    apply1(x, Upsample2 { h, w, c })
 }

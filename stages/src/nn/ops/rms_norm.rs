@@ -6,6 +6,7 @@ use rayon::prelude::*;
 use crate::nn::kernel::add_up;
 use crate::nn::simd::vectorised;
 use crate::nn::storage::{gradient, output, slice, with};
+use crate::nn::tape::apply2;
 
 /// Sums that run beside each other: a fixed number, so that every machine adds in the same order.
 const LANES: usize = 16;
@@ -92,5 +93,5 @@ pub fn rms_norm(x: &Tensor, gamma: &Tensor, eps: f32) -> Result<Tensor> {
     if d == 0 || gamma.dims() != [d] {
         bail!("rms_norm: a scale {:?} does not fit {:?}", gamma.shape(), x.shape());
     }
-    x.contiguous()?.apply_op2(&gamma.contiguous()?, RmsNorm { eps })
+    apply2(x, gamma, RmsNorm { eps })
 }

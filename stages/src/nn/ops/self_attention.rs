@@ -9,6 +9,7 @@ use crate::nn::kernel::{Matrix, gemm, with_scratch};
 use crate::nn::math::exp;
 use crate::nn::simd::vectorised;
 use crate::nn::storage::{gradient, output, slice, with};
+use crate::nn::tape::apply1;
 
 /// Sums that run beside each other: a fixed number, so that every machine adds in the same order.
 const LANES: usize = 16;
@@ -131,5 +132,5 @@ pub fn self_attention(qkv: &Tensor, heads: usize) -> Result<Tensor> {
     if heads == 0 || !width.is_multiple_of(3 * heads) || qkv.elem_count() == 0 {
         bail!("self_attention: {:?} does not hold queries, keys and values of {heads} heads", qkv.shape());
     }
-    qkv.contiguous()?.apply_op1(SelfAttention { tokens, heads, d: width / 3 / heads, weights: OnceLock::new() })
+    apply1(qkv, SelfAttention { tokens, heads, d: width / 3 / heads, weights: OnceLock::new() })
 }

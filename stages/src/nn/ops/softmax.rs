@@ -6,6 +6,7 @@ use rayon::prelude::*;
 use super::linear::matmul;
 use crate::nn::math::exp;
 use crate::nn::storage::{gradient, output, slice, with};
+use crate::nn::tape::apply1;
 
 /// Values that one task takes, in whole rows.
 const CHUNK: usize = 1 << 13;
@@ -67,7 +68,7 @@ impl CustomOp1 for Softmax {
 /// If `x` is not an `f32` tensor on the CPU.
 pub fn softmax(x: &Tensor) -> Result<Tensor> {
     let width = x.dim(candle_core::D::Minus1)?;
-    x.contiguous()?.apply_op1(Softmax { width })
+    apply1(x, Softmax { width })
 }
 
 /// Attention with several heads: softmax(q·kᵀ / √d)·v with d channels a head; `q` `[b, t, c]`, `k` and `v` `[b, s, c]`, result `[b, t, c]`.

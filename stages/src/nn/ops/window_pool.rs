@@ -7,6 +7,7 @@ use rayon::prelude::*;
 
 use crate::nn::simd::vectorised;
 use crate::nn::storage::{gradient, output, slice, with};
+use crate::nn::tape::apply1;
 
 /// Where the windows of a pool lie along one side of an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -212,7 +213,7 @@ pub fn max_pool(x: &Tensor, k: usize, stride: usize, pad: usize, ceil: bool) -> 
         bail!("max_pool: a window of {k}×{k} is too large, 15×15 is the largest");
     }
     let windows = windows("max_pool", x, |size| Side::strided(size, k, stride, pad, ceil))?;
-    x.contiguous()?.apply_op1(MaxPool { windows, largest: OnceLock::new() })
+    apply1(x, MaxPool { windows, largest: OnceLock::new() })
 }
 
 /// Mean over windows of `k × k` every `stride` pixels of `[n, h, w, c]`, with `pad` zeros around, which count if `count_pad` is set.
@@ -221,7 +222,7 @@ pub fn max_pool(x: &Tensor, k: usize, stride: usize, pad: usize, ceil: bool) -> 
 /// If the windows do not fit the images.
 pub fn avg_pool(x: &Tensor, k: usize, stride: usize, pad: usize, count_pad: bool) -> Result<Tensor> {
     let windows = windows("avg_pool", x, |size| Side::strided(size, k, stride, pad, false))?;
-    x.contiguous()?.apply_op1(AvgPool { windows, divisor: count_pad.then_some(k * k) })
+    apply1(x, AvgPool { windows, divisor: count_pad.then_some(k * k) })
 }
 
 /// Means over `h' × w'` windows that cover the images evenly, as PyTorch's adaptive pooling: `[n, h', w', c]`.
@@ -233,7 +234,7 @@ pub fn adaptive_avg_pool(x: &Tensor, size: [usize; 2]) -> Result<Tensor> {
     let (Some(down), Some(across)) = (Side::adaptive(h, size[0]), Side::adaptive(w, size[1])) else {
         bail!("adaptive_avg_pool: {:?} cannot become {size:?}", x.shape());
     };
-    x.contiguous()?.apply_op1(AvgPool { windows: Windows { down, across, c }, divisor: None })
+    apply1(x, AvgPool { windows: Windows { down, across, c }, divisor: None })
 }
 
 #[cfg(test)]
