@@ -7,18 +7,20 @@
 
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
+use std::sync::Mutex;
 
 use candle_core::backprop::GradStore;
-use candle_core::{CustomOp1, CustomOp2, CustomOp3, DType, Device, Result, Shape, Tensor, TensorId, bail};
+use candle_core::{
+    CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Device, Layout, Result, Shape, Storage, Tensor, TensorId, Var, bail,
+};
 
-use super::storage::{gradient, with};
+use super::storage::{gradient, output, slice, with};
 
 enum Op {
     One(Box<dyn CustomOp1>),
     Two(Box<dyn CustomOp2>),
     Three(Box<dyn CustomOp3>),
     Reshape,
-    Add,
     /// Along the last dimension, or along the first.
     Join {
         last: bool,
@@ -41,8 +43,6 @@ pub struct Tape {
 
 thread_local! {
     static RECORDING: RefCell<Option<Tape>> = const { RefCell::new(None) };
-    /// The results that want a gradient, during a backward pass.
-    static GOING_BACK: RefCell<HashSet<TensorId>> = RefCell::new(HashSet::new());
 }
 
 /// Ends a recording however its work ends.
@@ -75,68 +75,89 @@ pub fn record<R, E: From<candle_core::Error>>(f: impl FnOnce() -> std::result::R
     Ok((result, tape))
 }
 
-fn recording() -> bool {
-    RECORDING.with(|tape| tape.borrow().is_some())
-}
-
-/// Whether a backward pass wants the gradient of `x`.
-pub fn wanted(x: &Tensor) -> bool {
-    x.track_op() || GOING_BACK.with(|made| made.borrow().contains(&x.id()))
+/// Whether ops on these tensors are to be written down.
+fn recording(args: &[&Tensor]) -> bool {
+    args.iter().any(|x| x.track_op()) && RECORDING.with(|tape| tape.borrow().is_some())
 }
 
 /// Writes down one op.
 fn push(args: &[&Tensor], y: &Tensor, op: Op) -> Result<()> {
     RECORDING.with(|tape| {
         let Some(tape) = &mut *tape.borrow_mut() else { return Ok(()) };
-        if args.iter().any(|x| x.track_op() && !x.is_variable()) {
+        if args.iter().any(|x| x.track_op() && !x.is_variable() && !tape.made.contains(&x.id())) {
             bail!("a tensor that candle made from one that wants a gradient came onto a tape");
         }
-        if args.iter().any(|x| x.is_variable() || tape.made.contains(&x.id())) {
-            tape.made.insert(y.id());
-            tape.nodes.push(Node { args: args.iter().map(|x| (*x).clone()).collect(), y: y.clone(), op });
-        }
+        tape.made.insert(y.id());
+        tape.nodes.push(Node { args: args.iter().map(|x| (*x).clone()).collect(), y: y.clone(), op });
         Ok(())
     })
 }
 
-/// The contiguous form, which under a tape every tensor has that wants a gradient.
-fn plain(x: &Tensor) -> Result<Tensor> {
-    let lost = |tape: &Tape| tape.made.contains(&x.id()) || x.is_variable();
-    if !x.is_contiguous() && RECORDING.with(|tape| tape.borrow().as_ref().is_some_and(lost)) {
-        bail!("a tensor that is not contiguous came onto a tape");
+/// What an op has made, as the result of an op of a variable that nobody else has: so candle knows, and hands on to all that is made from
+/// it, that it wants a gradient, and yet does not keep what it was made from.
+struct Made(Mutex<Option<(CpuStorage, Shape)>>);
+
+impl CustomOp1 for Made {
+    fn name(&self) -> &'static str {
+        "made on a tape"
     }
-    x.contiguous()
+
+    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+        match self.0.lock().map(|mut made| made.take()) {
+            Ok(Some(made)) => Ok(made),
+            _ => bail!("a result was taken twice"),
+        }
+    }
+
+    fn bwd(&self, _: &Tensor, _: &Tensor, _: &Tensor) -> Result<Option<Tensor>> {
+        bail!("what was made on a tape has its gradients from the tape")
+    }
+}
+
+fn made(result: (CpuStorage, Shape)) -> Result<Tensor> {
+    let mark = Var::zeros((), DType::F32, &Device::Cpu)?;
+    mark.apply_op1(Made(Mutex::new(Some(result))))
+}
+
+/// Calls `f` with the storage of a tensor on the CPU.
+fn stored<R>(x: &Tensor, f: impl FnOnce(&CpuStorage, &Layout) -> Result<R>) -> Result<R> {
+    let (storage, layout) = x.storage_and_layout();
+    match &*storage {
+        Storage::Cpu(storage) => f(storage, layout),
+        _ => bail!("these ops run on the CPU only"),
+    }
 }
 
 /// Applies an op of one tensor.
 pub fn apply1(x: &Tensor, op: impl CustomOp1 + Send + Sync + 'static) -> Result<Tensor> {
-    let x = plain(x)?;
-    if !recording() {
+    let x = x.contiguous()?;
+    if !recording(&[&x]) {
         return x.apply_op1(op);
     }
-    let y = x.apply_op1_no_bwd(&op)?;
+    let y = made(stored(&x, |s, l| op.cpu_fwd(s, l))?)?;
     push(&[&x], &y, Op::One(Box::new(op)))?;
     Ok(y)
 }
 
 /// Applies an op of two tensors.
 pub fn apply2(a: &Tensor, b: &Tensor, op: impl CustomOp2 + Send + Sync + 'static) -> Result<Tensor> {
-    let (a, b) = (plain(a)?, plain(b)?);
-    if !recording() {
+    let (a, b) = (a.contiguous()?, b.contiguous()?);
+    if !recording(&[&a, &b]) {
         return a.apply_op2(&b, op);
     }
-    let y = a.apply_op2_no_bwd(&b, &op)?;
+    let y = made(stored(&a, |sa, la| stored(&b, |sb, lb| op.cpu_fwd(sa, la, sb, lb)))?)?;
     push(&[&a, &b], &y, Op::Two(Box::new(op)))?;
     Ok(y)
 }
 
 /// Applies an op of three tensors.
 pub fn apply3(a: &Tensor, b: &Tensor, c: &Tensor, op: impl CustomOp3 + Send + Sync + 'static) -> Result<Tensor> {
-    let (a, b, c) = (plain(a)?, plain(b)?, plain(c)?);
-    if !recording() {
+    let (a, b, c) = (a.contiguous()?, b.contiguous()?, c.contiguous()?);
+    if !recording(&[&a, &b, &c]) {
         return a.apply_op3(&b, &c, op);
     }
-    let y = a.apply_op3_no_bwd(&b, &c, &op)?;
+    let forward = stored(&a, |sa, la| stored(&b, |sb, lb| stored(&c, |sc, lc| op.cpu_fwd(sa, la, sb, lb, sc, lc))));
+    let y = made(forward?)?;
     push(&[&a, &b, &c], &y, Op::Three(Box::new(op)))?;
     Ok(y)
 }
@@ -146,17 +167,31 @@ pub fn apply3(a: &Tensor, b: &Tensor, c: &Tensor, op: impl CustomOp3 + Send + Sy
 /// # Errors
 /// If it does not hold as many.
 pub fn reshape(x: &Tensor, shape: impl Into<Shape>) -> Result<Tensor> {
-    let shape = shape.into();
-    if !recording() {
-        return x.reshape(shape);
+    let y = x.reshape(shape.into())?;
+    if recording(&[x]) {
+        push(&[x], &y, Op::Reshape)?;
     }
-    let y = plain(x)?.detach().reshape(shape)?;
-    push(&[x], &y, Op::Reshape)?;
     Ok(y)
 }
 
-fn sum(a: &Tensor, b: &Tensor) -> Result<Tensor> {
-    gradient(with(a, |a| with(b, |b| Ok(super::math::map2(a, b, |a, b| a + b))))?, a)
+fn sum(a: &[f32], b: &[f32]) -> Vec<f32> {
+    super::math::map2(a, b, |a, b| a + b)
+}
+
+struct Add;
+
+impl CustomOp2 for Add {
+    fn name(&self) -> &'static str {
+        "add"
+    }
+
+    fn cpu_fwd(&self, a: &CpuStorage, la: &Layout, b: &CpuStorage, lb: &Layout) -> Result<(CpuStorage, Shape)> {
+        output(sum(slice(a, la)?, slice(b, lb)?), la.shape().clone())
+    }
+
+    fn bwd(&self, _: &Tensor, _: &Tensor, _: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        Ok((Some(dy.clone()), Some(dy.clone())))
+    }
 }
 
 /// `a + b`, of one shape.
@@ -167,12 +202,7 @@ pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     if a.dims() != b.dims() {
         bail!("add: {:?} and {:?} differ", a.shape(), b.shape());
     }
-    if !recording() {
-        return a + b;
-    }
-    let y = sum(a, b)?;
-    push(&[a, b], &y, Op::Add)?;
-    Ok(y)
+    apply2(a, b, Add)
 }
 
 /// Tensors one after the other, along the last dimension or along the first.
@@ -181,13 +211,10 @@ pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
 /// If their other dimensions differ.
 pub fn join(parts: &[&Tensor], last: bool) -> Result<Tensor> {
     let Some(first) = parts.first() else { bail!("join: nothing to join") };
-    let dim = if last { first.rank().saturating_sub(1) } else { 0 };
-    if !recording() {
-        return Tensor::cat(parts, dim);
+    let y = Tensor::cat(parts, if last { first.rank().saturating_sub(1) } else { 0 })?.contiguous()?;
+    if recording(parts) {
+        push(parts, &y, Op::Join { last })?;
     }
-    let constants: Vec<Tensor> = parts.iter().map(|part| part.detach()).collect();
-    let y = Tensor::cat(&constants, dim)?.contiguous()?;
-    push(parts, &y, Op::Join { last })?;
     Ok(y)
 }
 
@@ -204,7 +231,6 @@ impl Node {
                 vec![a, b, c]
             }
             (Op::Reshape, [x]) => vec![Some(dy.reshape(x.shape())?)],
-            (Op::Add, _) => vec![Some(dy.clone()), Some(dy.clone())],
             (Op::Join { last }, parts) => {
                 let dim = if *last { dy.rank().saturating_sub(1) } else { 0 };
                 let mut from = 0;
@@ -231,10 +257,7 @@ impl Tape {
         }
         let mut grads: HashMap<TensorId, (Tensor, Tensor)> = HashMap::new();
         grads.insert(loss.id(), (loss.clone(), Tensor::ones(loss.shape(), DType::F32, &Device::Cpu)?));
-        GOING_BACK.with(|made| *made.borrow_mut() = self.made);
-        let result = Self::go(self.nodes, &mut grads);
-        GOING_BACK.with(|made| made.borrow_mut().clear());
-        result?;
+        Self::go(self.nodes, &mut grads)?;
         // An empty store cannot be made from outside of candle; that of a constant is nearly so.
         let mut store = Tensor::zeros((), DType::F32, &Device::Cpu)?.backward()?;
         for (var, grad) in grads.into_values() {
@@ -247,9 +270,9 @@ impl Tape {
         while let Some(node) = nodes.pop() {
             let Some((_, dy)) = grads.remove(&node.y.id()) else { continue };
             for (x, dx) in node.args.iter().zip(node.backward(&dy)?) {
-                let Some(dx) = dx.filter(|_| wanted(x)) else { continue };
+                let Some(dx) = dx.filter(|_| x.track_op()) else { continue };
                 let total = match grads.remove(&x.id()) {
-                    Some((_, other)) => sum(&other, &dx)?,
+                    Some((_, other)) => gradient(with(&other, |a| with(&dx, |b| Ok(sum(a, b))))?, x)?,
                     None => dx,
                 };
                 grads.insert(x.id(), (x.clone(), total));

@@ -17,6 +17,16 @@ const GATHERED: usize = 1 << 24;
 /// Rows of the weights' gradient that one task makes.
 const WEIGHT_ROWS: usize = 192;
 
+/// Copies without a call where there are few values, as in grey images.
+#[inline(always)]
+fn copy(from: &[f32], to: &mut [f32]) {
+    if from.len() <= 12 {
+        to.iter_mut().zip(from).for_each(|(t, f)| *t = *f);
+    } else {
+        to.copy_from_slice(from);
+    }
+}
+
 /// The shape of a convolution over `[n, h, w, c]` with `o` kernels of `kh × kw` in `groups` groups: weights `[kh, kw, c / groups, o]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Conv {
@@ -97,7 +107,7 @@ impl Conv {
                 let source = ((image * self.h + y - self.pad[0]) * self.w + left + from - self.pad[1]) * self.c + group * c;
                 line[..from * c].fill(0.0);
                 if self.groups == 1 {
-                    line[from * c..to * c].copy_from_slice(&x[source..source + (to - from) * c]);
+                    copy(&x[source..source + (to - from) * c], &mut line[from * c..to * c]);
                 } else {
                     for (j, part) in line[from * c..to * c].chunks_exact_mut(c).enumerate() {
                         part.copy_from_slice(&x[source + j * self.c..][..c]);

@@ -9,7 +9,7 @@ use rayon::prelude::*;
 
 use crate::nn::simd::vectorised;
 use crate::nn::storage::{gradient, output, slice, unwritten, with};
-use crate::nn::tape::{apply2, apply3, join, wanted};
+use crate::nn::tape::{apply2, apply3, join};
 
 /// Mean and variance of every channel.
 #[derive(Debug, Clone, PartialEq)]
@@ -225,7 +225,7 @@ impl CustomOp3 for Op {
                 gradient(with(y, |y| with(dy, |dy| Ok(crate::nn::math::map2(y, dy, |y, dy| if y > 0.0 { dy } else { 0.0 }))))?, shortcut)
             }
         };
-        Ok((Some(dx), Some(daffine), wanted(shortcut).then(back).transpose()?))
+        Ok((Some(dx), Some(daffine), shortcut.track_op().then(back).transpose()?))
     }
 }
 

@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use crate::nn::kernel::column_sums;
 use crate::nn::simd::vectorised;
 use crate::nn::storage::{gradient, output, slice, unwritten, with};
-use crate::nn::tape::{apply2, wanted};
+use crate::nn::tape::apply2;
 
 /// Values that one task takes, in whole rows.
 const CHUNK: usize = 1 << 14;
@@ -46,11 +46,11 @@ impl CustomOp2 for Rows {
         with(dy, |d| {
             let sums = |values: &[f32]| gradient(column_sums(values, b.elem_count()), b);
             if !self.product {
-                return Ok((Some(dy.clone()), wanted(b).then(|| sums(d)).transpose()?));
+                return Ok((Some(dy.clone()), b.track_op().then(|| sums(d)).transpose()?));
             }
             let dx = || gradient(with(b, |b| Ok(by_row(d, b, |d, b| d * b)))?, x);
             let db = || sums(&with(x, |x| Ok(crate::nn::math::map2(x, d, |x, d| x * d)))?);
-            Ok((wanted(x).then(dx).transpose()?, wanted(b).then(db).transpose()?))
+            Ok((x.track_op().then(dx).transpose()?, b.track_op().then(db).transpose()?))
         })
     }
 }
@@ -121,7 +121,7 @@ impl CustomOp2 for Samples {
                 })?;
                 gradient(ds, s)
             };
-            Ok((wanted(x).then(dx).transpose()?, wanted(s).then(ds).transpose()?))
+            Ok((x.track_op().then(dx).transpose()?, s.track_op().then(ds).transpose()?))
         })
     }
 }

@@ -4,7 +4,7 @@ use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tenso
 
 use crate::nn::kernel::{Conv, column_sums};
 use crate::nn::storage::{gradient, output, slice, with};
-use crate::nn::tape::{apply2, apply3, wanted};
+use crate::nn::tape::{apply2, apply3};
 
 struct Conv2d(Conv);
 
@@ -15,8 +15,8 @@ impl Conv2d {
     }
 
     fn gradients(&self, x: &Tensor, w: &Tensor, dy: &[f32]) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let dx = if wanted(x) { Some(gradient(with(w, |w| Ok(self.0.backward_input(dy, w)))?, x)?) } else { None };
-        let dw = if wanted(w) { Some(gradient(with(x, |x| Ok(self.0.backward_weight(x, dy)))?, w)?) } else { None };
+        let dx = if x.track_op() { Some(gradient(with(w, |w| Ok(self.0.backward_input(dy, w)))?, x)?) } else { None };
+        let dw = if w.track_op() { Some(gradient(with(x, |x| Ok(self.0.backward_weight(x, dy)))?, w)?) } else { None };
         Ok((dx, dw))
     }
 }
@@ -55,7 +55,7 @@ impl CustomOp3 for Conv2d {
     fn bwd(&self, x: &Tensor, w: &Tensor, b: &Tensor, _: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         with(dy, |dy| {
             let (dx, dw) = self.gradients(x, w, dy)?;
-            let db = if wanted(b) { Some(gradient(column_sums(dy, self.0.o), b)?) } else { None };
+            let db = if b.track_op() { Some(gradient(column_sums(dy, self.0.o), b)?) } else { None };
             Ok((dx, dw, db))
         })
     }

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use crate::nn::kernel::{self, Matrix, transposed};
 use crate::nn::storage::{gradient, output, slice, unwritten, with};
-use crate::nn::tape::{apply2, reshape, wanted};
+use crate::nn::tape::{apply2, reshape};
 
 /// `[m, k] · [k, n]`.
 struct Linear {
@@ -48,7 +48,7 @@ impl CustomOp2 for Linear {
                 })?;
                 gradient(dw, w)
             };
-            Ok((wanted(x).then(dx).transpose()?, wanted(w).then(dw).transpose()?))
+            Ok((x.track_op().then(dx).transpose()?, w.track_op().then(dw).transpose()?))
         })
     }
 }
@@ -133,7 +133,7 @@ impl CustomOp2 for Batched {
                 })?;
                 gradient(dy, y)
             };
-            Ok((wanted(x).then(dx).transpose()?, wanted(y).then(dy).transpose()?))
+            Ok((x.track_op().then(dx).transpose()?, y.track_op().then(dy).transpose()?))
         })
     }
 }

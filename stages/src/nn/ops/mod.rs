@@ -8,6 +8,7 @@ mod embedding;
 mod linear;
 mod loss;
 mod norm;
+mod norm_rows;
 mod pool;
 mod rms_norm;
 mod self_attention;

@@ -5,6 +5,7 @@
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
+use super::norm_rows as rows;
 use crate::nn::kernel::add_up;
 use crate::nn::simd::vectorised;
 use crate::nn::storage::{gradient, output, slice, unwritten, with};
@@ -57,6 +58,13 @@ impl Norm {
     }
 
     fn forward(&self, x: &[f32], gamma: &[f32], beta: &[f32]) -> Vec<f32> {
+        if self.is_rows() {
+            return rows::forward(x, gamma, beta, self.eps);
+        }
+        self.by_samples(x, gamma, beta)
+    }
+
+    fn by_samples(&self, x: &[f32], gamma: &[f32], beta: &[f32]) -> Vec<f32> {
         // SAFETY: the chunks below are whole samples, all of y, and each is written whole.
         let mut y = unsafe { unwritten(x.len()) };
         y.par_chunks_mut(self.sample()).zip(x.par_chunks(self.sample())).with_min_len(self.samples_a_task()).for_each(|(y, x)| {
@@ -77,13 +85,30 @@ impl Norm {
         (4096 / self.sample()).max(1)
     }
 
+    /// Samples whose gradients of gamma and beta are one sum.
+    fn together(&self) -> usize {
+        (65_536 / self.sample()).clamp(1, 4096)
+    }
+
+    /// Whether this is a layer norm.
+    fn is_rows(&self) -> bool {
+        self.pixels == 1 && self.groups == 1
+    }
+
     /// Gradients of x, gamma and beta. With x̂ the normalised x and g = dy·gamma: dx = (g − mean(g) − x̂·mean(g·x̂))·rstd, means over the group.
     fn backward(&self, x: &[f32], gamma: &[f32], dy: &[f32]) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
+        if self.is_rows() {
+            return rows::backward(x, gamma, dy, self.eps, self.together());
+        }
+        self.backward_by_samples(x, gamma, dy)
+    }
+
+    fn backward_by_samples(&self, x: &[f32], gamma: &[f32], dy: &[f32]) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
         let count = (self.pixels * (self.c / self.groups)) as f32;
         // SAFETY: as in the forward pass.
         let mut dx = unsafe { unwritten(x.len()) };
         // A fixed number of samples shares one sum: their number depends on shapes alone.
-        let together = (65_536 / self.sample()).clamp(1, 4096);
+        let together = self.together();
         let sums: Vec<(Vec<f32>, Vec<f32>)> = dx
             .par_chunks_mut(self.sample() * together)
             .zip(x.par_chunks(self.sample() * together))
@@ -182,4 +207,25 @@ pub fn group_norm(x: &Tensor, groups: usize, gamma: &Tensor, beta: &Tensor, eps:
 pub fn layer_norm(x: &Tensor, gamma: &Tensor, beta: &Tensor, eps: f32) -> Result<Tensor> {
     let c = x.dim(candle_core::D::Minus1)?;
     apply(x, gamma, beta, Norm { pixels: 1, c, groups: 1, eps })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rng::Stream;
+
+    #[test]
+    fn rows_give_the_bits_of_a_group_norm() {
+        for (count, c) in [(1, 5), (13, 24), (600, 192)] {
+            let draw = |name: &str, n| Stream::new(1, name).normals(n);
+            let (x, dy) = (draw("x", count * c), draw("dy", count * c));
+            let (gamma, beta) = (draw("gamma", c), draw("beta", c));
+            // A group norm of one pixel takes the general way.
+            let norm = Norm { pixels: 1, c, groups: 1, eps: 1e-5 };
+            let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+            assert_eq!(bits(&rows::forward(&x, &gamma, &beta, 1e-5)), bits(&norm.by_samples(&x, &gamma, &beta)));
+            let (ours, theirs) = (rows::backward(&x, &gamma, &dy, 1e-5, norm.together()), norm.backward_by_samples(&x, &gamma, &dy));
+            assert_eq!([bits(&ours.0), bits(&ours.1), bits(&ours.2)], [bits(&theirs.0), bits(&theirs.1), bits(&theirs.2)]);
+        }
+    }
 }
