@@ -103,3 +103,49 @@ fn images_that_do_not_fit_are_refused() {
     other.meta.classes.push("d".into());
     assert!(model().config.expect_classes(&other, Path::new("data")).unwrap_err().to_string().contains("4 classes, yet the model has 3"));
 }
+
+#[test]
+fn statistics_of_frozen_units_stay_and_the_others_adapt() {
+    let model = Model::new(Config::for_images(Arch::ResNet18Small, 32, &set(8)).unwrap(), 1).unwrap();
+    let frozen: Vec<String> = model.config.units[..8].to_vec();
+    assert_eq!((frozen[0].as_str(), frozen[7].as_str()), ("stem", "layer4.0"));
+    let weights = model.frozen(&frozen).unwrap();
+    let (loss, tape) = crate::nn::tape::record(|| {
+        let (logits, statistics) = model.training_logits(&weights, &input(), &frozen)?;
+        model.move_statistics(&statistics, 0.1)?;
+        Ok::<_, Error>(cross_entropy(&logits, &[0.25; 12])?)
+    })
+    .unwrap();
+    let grads = tape.backward(&loss).unwrap();
+    let fresh = Model::new(model.config.clone(), 1).unwrap();
+    for (name, var) in model.params.iter() {
+        let late = matches!(model.unit_of(name), "layer4.1" | HEAD);
+        let statistic = crate::nn::params::is_statistic(name);
+        assert_eq!(grads.get(var).is_some(), late && !statistic, "{name}");
+        let moved = model.params.values(name).unwrap() != fresh.params.values(name).unwrap();
+        assert_eq!(moved, late && statistic, "{name}");
+    }
+    let (without, _) = crate::nn::tape::record(|| model.logits(&model.params, &input())).unwrap();
+    assert_eq!(without.dims(), [4, 3]);
+}
+
+#[test]
+fn another_architectures_head_and_folder() {
+    let mut model = Model::new(Config::for_images(Arch::ResNet18Small, 32, &set(8)).unwrap(), 1).unwrap();
+    let old = model.params.copied().unwrap();
+    model.reinit_head(&["x".into(), "y".into()], 2).unwrap();
+    assert_eq!(model.logits(&model.params, &input()).unwrap().dims(), [4, 2]);
+    for (name, _) in old.iter().filter(|(name, _)| !name.starts_with("fc.")) {
+        assert_eq!(model.params.values(name).unwrap(), old.values(name).unwrap(), "{name}");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    model.write(dir.path()).unwrap();
+    let read = Model::read(dir.path()).unwrap();
+    assert_eq!(read.config, model.config);
+    let logits = |model: &Model| model.logits(&model.params, &input()).unwrap().to_vec2::<f32>().unwrap();
+    assert_eq!(logits(&read), logits(&model));
+    let refused = Config::new(Arch::VitTiny, 32, [40, 32], 3, vec!["a".into()]).unwrap_err().to_string();
+    assert!(refused.contains("multiples of 16"), "{refused}");
+    let named = Model::from_pytorch(model.config.clone(), &dir.path().join(FILE)).unwrap_err().to_string();
+    assert!(named.contains("shape"), "{named}");
+}
