@@ -45,6 +45,14 @@ pub enum Input {
 }
 
 impl Input {
+    /// The name of the source, if it is one.
+    pub fn source(&self) -> Option<&str> {
+        match self {
+            Self::Source(name) => Some(name),
+            Self::Output(_) => None,
+        }
+    }
+
     /// Its path in the projects of tools that write in place.
     pub fn path(&self) -> String {
         match self {
@@ -90,11 +98,7 @@ impl Dag {
 
     /// Names of all sources, sorted.
     pub fn sources(&self) -> BTreeSet<&str> {
-        let names = |input| match input {
-            &Input::Source(ref name) => Some(name.as_str()),
-            Input::Output(_) => None,
-        };
-        self.stages.iter().flatten().filter_map(names).collect()
+        self.stages.iter().flatten().filter_map(Input::source).collect()
     }
 
     /// How many stages hang on a source, directly or not.

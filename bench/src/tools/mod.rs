@@ -99,11 +99,6 @@ impl Tool {
         small && (plans || phase != Phase::Plan) && (!variant || phase == Phase::Full)
     }
 
-    /// Whether it is the one that is judged, with whatever arguments.
-    pub fn is_trestle(&self) -> bool {
-        self.kind == Kind::Trestle
-    }
-
     /// Writes its file into a project that has the sources.
     pub fn write(&self, project: &Path, dag: &Dag) -> Result<(), String> {
         let written = match self.kind {
@@ -190,7 +185,8 @@ impl Stamps {
             Ok((path, (meta.mtime(), meta.mtime_nsec(), meta.ino())))
         };
         let text = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "txt");
-        let all: io::Result<HashMap<_, _>> = entries.map(stamp).filter(|entry| entry.as_ref().map_or(true, |(path, _)| text(path))).collect();
+        let all: io::Result<HashMap<_, _>> =
+            entries.map(stamp).filter(|entry| entry.as_ref().map_or(true, |(path, _)| text(path))).collect();
         all.map(Self).map_err(|e| format!("{}: {e}", folder.display()))
     }
 
@@ -225,6 +221,8 @@ pub fn remove(path: &Path) -> io::Result<()> {
         other => other,
     }
 }
+
+pub use python::call;
 
 /// Inputs of a stage as paths in the project.
 fn paths(inputs: &[crate::dag::Input]) -> Vec<String> {
