@@ -28,7 +28,7 @@ impl Drop for Scratch {
 /// The row of a full run by a shell script that stands for trestle.
 fn judged(folder: &Path, script: &str, limit: &str) -> Value {
     let (fake, out, work) = (folder.join("fake"), folder.join("results.json"), folder.join("work"));
-    fs::write(&fake, format!("#!/bin/sh\ncase $1 in --version) echo fake 1; exit;; esac\n{script}\n")).unwrap();
+    fs::write(&fake, format!("#!/bin/sh\ncase $* in --version) echo fake 1; exit;; *--help) exit;; esac\n{script}\n")).unwrap();
     fs::set_permissions(&fake, fs::Permissions::from_mode(0o755)).unwrap();
     let mut bench = Command::new(env!("CARGO_BIN_EXE_trestle-bench"));
     bench.args(["--sizes", "20", "--shapes", "chain", "--phases", "full", "--peers", "make", "--repeat", "1", "--limit", limit]);
