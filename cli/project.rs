@@ -7,8 +7,9 @@ use trestle_cache::{Cache, Last};
 use trestle_engine::pipeline::{Pipeline, StageId};
 use trestle_engine::plan::{select, unknown_target};
 use trestle_engine::problem::Problems;
-use trestle_engine::resolve::{self, Override};
+use trestle_engine::resolve::{self, Choices, Override};
 use trestle_engine::run::file_name;
+use trestle_engine::source::Files;
 use trestle_engine::stage::Registry;
 
 use crate::args::Source;
@@ -79,19 +80,28 @@ fn load(file: &Path, source: &Source, registry: &Registry) -> Result<Pipeline, F
             "the first word of the command, or `--file`, names it",
         )
     })?;
-    let wrong = |problems: Problems| Fail::Pipeline { name: file.display().to_string(), text: text.clone(), problems };
-    let overrides = overrides(&source.set).map_err(wrong)?;
+    let mut files = Files::new();
+    files.add(file.display().to_string(), text);
+    let resolved = resolve_files(file, source, registry, &mut files)?;
+    resolved.map_err(|problems| Fail::Pipeline { files, problems })
+}
+
+fn resolve_files(file: &Path, source: &Source, registry: &Registry, files: &mut Files) -> Result<Result<Pipeline, Problems>, Fail> {
     let absolute = std::path::absolute(file).map_err(|e| Fail::message(format!("cannot find {}: {e}", file.display())))?;
     let folder = absolute.parent().map_or_else(|| PathBuf::from("/"), Path::to_path_buf);
     let name = file.file_stem().map_or_else(|| "pipeline".to_owned(), |stem| stem.to_string_lossy().into_owned());
-    resolve::pipeline(&text, &folder, &name, &overrides, registry).map_err(wrong)
+    let environment = |name: &str| std::env::var(name).ok();
+    Ok(overrides(&source.set, files).and_then(|overrides| {
+        let choices = Choices { overrides, environment: &environment };
+        resolve::pipeline(files, &folder, &name, &choices, registry)
+    }))
 }
 
-fn overrides(set: &[String]) -> Result<Vec<Override>, Problems> {
+fn overrides(set: &[String], files: &mut Files) -> Result<Vec<Override>, Problems> {
     let mut problems = Problems::new();
     let mut overrides = Vec::new();
     for text in set {
-        match Override::parse(text) {
+        match Override::parse(text, files) {
             Ok(parsed) => overrides.push(parsed),
             Err(found) => problems.extend(found),
         }
