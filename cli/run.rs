@@ -87,7 +87,7 @@ fn options(args: &Run, session: &Session) -> Options {
         cpus: args.jobs.map_or(machine, usize::from),
         memory: memory(),
         gpus: gpus(),
-        pools: BTreeMap::new(),
+        pools: session.compiled.pools.clone(),
         keep_going: args.keep_going,
         report_cached: args.format == Format::Json,
         env,
