@@ -3,6 +3,8 @@ mod commands;
 mod damage;
 mod failures;
 mod language;
+mod language_commands;
+mod language_settings;
 mod native;
 mod readme;
 mod ui;
