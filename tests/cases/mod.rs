@@ -1,3 +1,4 @@
+mod behaviour;
 mod changes;
 mod commands;
 mod damage;

@@ -1,5 +1,10 @@
 //! A scratch project and what a run of the real binary in it did.
 
+pub mod store;
+mod witness;
+
+pub use witness::{Witness, await_that};
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
