@@ -5,5 +5,6 @@ mod damage;
 mod failures;
 mod language;
 mod native;
+mod random;
 mod readme;
 mod ui;

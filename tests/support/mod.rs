@@ -1,5 +1,6 @@
 //! A scratch project and what a run of the real binary in it did.
 
+pub mod model;
 pub mod store;
 mod witness;
 
