@@ -16,7 +16,7 @@ use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, Test
 use serde_json::Value;
 
 use crate::support::model::{Content, Fate, Instance, Key, Mode, Op, Pipeline, Source, Stage};
-use crate::support::{files, store, trestle};
+use crate::support::{files, number, store, trestle};
 
 /// What a stage is grown from: any numbers make a sensible stage, so that proptest can make a case smaller.
 #[derive(Debug, Clone)]
@@ -542,10 +542,6 @@ fn play(case: &Case) -> Result<(), TestCaseError> {
     verdict.map_err(|why| {
         TestCaseError::fail(format!("{why}\n\nWhat happened:\n{}\nThe pipeline at the end:\n{}", bench.story, bench.pipeline.yaml()))
     })
-}
-
-fn number(name: &str, default: u32) -> u32 {
-    std::env::var(name).map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name} is no number: {text}")))
 }
 
 /// Plays the cases of one seed.
