@@ -1,7 +1,9 @@
 mod behaviour;
 mod changes;
+mod children;
 mod commands;
 mod damage;
+mod disks;
 mod failures;
 mod kills;
 mod language;
@@ -9,4 +11,5 @@ mod native;
 mod random;
 mod readme;
 mod sources;
+mod together;
 mod ui;

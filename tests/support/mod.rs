@@ -1,6 +1,7 @@
 //! A scratch project and what a run of the real binary in it did.
 
 pub mod model;
+pub mod mount;
 pub mod store;
 mod witness;
 
