@@ -84,8 +84,8 @@ enum Harm {
 enum Act {
     /// Of these stages, or of all.
     Run { targets: Vec<u16>, jobs: u8 },
-    /// The run, with all that it started or alone, is killed after this long.
-    Kill { after_ms: u8, group: bool },
+    /// The run, with all that it started, is killed after this long. For a run that is killed alone see the module `kills`.
+    Kill { after_ms: u8 },
 }
 
 #[derive(Debug, Clone)]
@@ -134,7 +134,7 @@ fn case() -> impl Strategy<Value = Case> {
     let act = prop_oneof![
         5 => (1..3u8).prop_map(|jobs| Act::Run { targets: Vec::new(), jobs }),
         2 => (prop::collection::vec(any::<u16>(), 1..3), 1..3u8).prop_map(|(targets, jobs)| Act::Run { targets, jobs }),
-        1 => (0..60u8, any::<bool>()).prop_map(|(after_ms, group)| Act::Kill { after_ms, group }),
+        1 => (0..60u8).prop_map(|after_ms| Act::Kill { after_ms }),
     ];
     // Mostly small: a graph of five shows most that a graph of twelve does.
     let size = prop_oneof![8 => 1..6usize, 1 => 6..13usize];
@@ -393,7 +393,7 @@ impl Bench {
                 let targets: BTreeSet<usize> = targets.iter().map(|target| usize::from(*target) % self.pipeline.stages.len()).collect();
                 self.run(&targets, *jobs)
             }
-            Act::Kill { after_ms, group } => self.kill(*after_ms, *group),
+            Act::Kill { after_ms } => self.kill(*after_ms),
         }
     }
 
@@ -504,12 +504,12 @@ impl Bench {
     }
 
     /// A run that is killed: what it said was done is in the cache, the rest perhaps.
-    fn kill(&mut self, after_ms: u8, group: bool) -> Verdict {
+    fn kill(&mut self, after_ms: u8) -> Verdict {
         let mut command = trestle(self.folder.path());
         command.args(["run", "--format", "json", "--keep-going"]).stdout(Stdio::piped()).stderr(Stdio::null()).process_group(0);
         let child = command.spawn().unwrap();
         std::thread::sleep(Duration::from_millis(u64::from(after_ms)));
-        let whom = if group { format!("-{}", child.id()) } else { child.id().to_string() };
+        let whom = format!("-{}", child.id());
         let _ = std::process::Command::new("kill").args(["-KILL", "--", &whom]).stderr(Stdio::null()).status();
         let heard = Heard::of(&child.wait_with_output().unwrap().stdout);
         let _ = writeln!(self.story, "  {heard:?}");

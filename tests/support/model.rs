@@ -118,10 +118,13 @@ pub struct Pipeline {
 pub struct Key {
     script: String,
     env: Option<u8>,
-    /// For each input the file that it is, or the contents with the labels that the engine shows.
-    inputs: Vec<(Option<usize>, Vec<(Content, Labels)>)>,
+    /// For each input the file that it is, if it is one, and what is read.
+    inputs: Vec<(Option<usize>, Read)>,
     folder: bool,
 }
+
+/// The contents that an input stands for, each with the labels that the engine shows.
+type Read = Vec<(Content, Labels)>;
 
 /// What becomes of an expanded stage in a clean build.
 #[derive(Debug, Clone)]
