@@ -1,11 +1,17 @@
-//! A pipeline file with its cache: where things are.
+//! A pipeline file with its cache: where things are, and in which form a command needs them.
+//!
+//! Most commands want the whole pipeline ([`Project`]). `run` and `plan` want to know quickly that nothing changed ([`Session`]): they
+//! take the compiled form that an earlier run left, as long as all that it was made from is the same.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use trestle_cache::{Cache, Last};
+use trestle_cache::{Cache, Digest};
+use trestle_engine::compiled::Compiled;
+use trestle_engine::memo::{History, Memo};
 use trestle_engine::pipeline::{Pipeline, StageId};
-use trestle_engine::plan::{select, unknown_target};
+use trestle_engine::plan::{Planner, select, unknown_target};
 use trestle_engine::problem::Problems;
 use trestle_engine::resolve::{self, Override};
 use trestle_engine::run::file_name;
@@ -18,6 +24,76 @@ use crate::words;
 /// Name of the folder that holds the cache and everything else of a project that is not its own.
 const FOLDER: &str = ".trestle";
 
+/// A pipeline file and where its cache is.
+pub struct Place {
+    file: PathBuf,
+    text: String,
+    /// The folder of the file.
+    folder: PathBuf,
+    /// The root of the project.
+    pub root: PathBuf,
+    /// The folder of the cache.
+    pub cache: PathBuf,
+    set: Vec<String>,
+}
+
+impl Place {
+    /// Reads the pipeline file that the command line names; the other words come back.
+    pub fn find(free_words: &[String], source: &Source) -> Result<(Self, Vec<String>), Fail> {
+        let (file, rest) = words::split(free_words, source)?;
+        let text = std::fs::read_to_string(&file).map_err(|e| {
+            Fail::with_help(
+                format!("cannot read the pipeline file {}: {e}", file.display()),
+                "the first word of the command, or `--file`, names it",
+            )
+        })?;
+        let absolute = std::path::absolute(&file).map_err(|e| Fail::message(format!("cannot find {}: {e}", file.display())))?;
+        let folder = absolute.parent().map_or_else(|| PathBuf::from("/"), Path::to_path_buf);
+        let root = root(&folder);
+        let cache = source.cache.clone().unwrap_or_else(|| root.join(FOLDER));
+        Ok((Self { file, text, folder, root, cache, set: source.set.clone() }, rest))
+    }
+
+    fn resolve(&self, registry: &Registry) -> Result<Pipeline, Fail> {
+        let wrong = |problems: Problems| Fail::Pipeline { name: self.file.display().to_string(), text: self.text.clone(), problems };
+        let overrides = overrides(&self.set).map_err(wrong)?;
+        let name = self.file.file_stem().map_or_else(|| "pipeline".to_owned(), |stem| stem.to_string_lossy().into_owned());
+        resolve::pipeline(&self.text, &self.folder, &name, &overrides, registry).map_err(wrong)
+    }
+
+    /// Of all that a compiled pipeline is made from: the file, the overrides, the folder, and this very program.
+    fn stamp(&self) -> Digest {
+        let program = std::env::current_exe().and_then(std::fs::metadata);
+        let build = program.map_or_else(
+            |_| "unknown".to_owned(),
+            |meta| format!("{} {} {} {} {}", meta.dev(), meta.ino(), meta.len(), meta.mtime(), meta.mtime_nsec()),
+        );
+        let mut bytes = Vec::with_capacity(self.text.len() + 256);
+        let folder = self.folder.to_string_lossy();
+        let parts = [build.as_str(), &folder, &self.file.to_string_lossy(), &self.text];
+        for part in parts.into_iter().chain(self.set.iter().map(String::as_str)) {
+            bytes.extend((part.len() as u64).to_le_bytes());
+            bytes.extend(part.as_bytes());
+        }
+        Digest::of(&bytes)
+    }
+
+    /// Where what one pipeline left is kept. By the file's place in the project, so that a project that was moved finds it.
+    fn plans(&self, extension: &str) -> PathBuf {
+        let absolute = self.folder.join(self.file.file_name().unwrap_or_default());
+        let inside = absolute.strip_prefix(&self.root).unwrap_or(&absolute);
+        self.cache.join("plans").join(format!("{}.{extension}", file_name(&inside.to_string_lossy())))
+    }
+
+    /// The keys that the stages had in the last run.
+    fn history(&self, memo: Option<&Memo>) -> History {
+        let names = || {
+            Compiled::load_any(&self.plans("compiled")).ok().filter(|compiled| memo.is_some_and(|memo| memo.fits(compiled)))?.names().ok()
+        };
+        memo.zip(names()).map(|(memo, names)| History::of(names, memo)).unwrap_or_default()
+    }
+}
+
 /// A resolved pipeline and its cache.
 pub struct Project {
     /// The pipeline.
@@ -25,7 +101,7 @@ pub struct Project {
     /// Its cache.
     pub cache: Arc<Cache>,
     /// What each stage was when it was last run or found.
-    pub last: Last,
+    pub history: Arc<History>,
     /// Folder of the cache.
     pub folder: PathBuf,
 }
@@ -33,20 +109,16 @@ pub struct Project {
 impl Project {
     /// Reads the pipeline that the command line names; the other words come back.
     pub fn open(free_words: &[String], source: &Source, registry: &Registry) -> Result<(Self, Vec<String>), Fail> {
-        let (file, rest) = words::split(free_words, source)?;
-        let pipeline = load(&file, source, registry)?;
-        let folder = match &source.cache {
-            Some(folder) => folder.clone(),
-            None => root(&pipeline.root).join(FOLDER),
-        };
-        let cache = Cache::open(&folder)?;
-        let last = Last::open(&folder.join("last").join(format!("{}.journal", file_name(&pipeline.name))))?;
-        Ok((Self { pipeline: Arc::new(pipeline), cache: Arc::new(cache), last, folder }, rest))
+        let (place, rest) = Place::find(free_words, source)?;
+        let pipeline = place.resolve(registry)?;
+        let cache = Cache::open(&place.cache)?;
+        let history = place.history(Memo::load(&place.plans("memo")).as_ref());
+        Ok((Self { pipeline: Arc::new(pipeline), cache: Arc::new(cache), history: Arc::new(history), folder: place.cache }, rest))
     }
 
     /// Folder for the logs of this pipeline's stages.
     pub fn logs(&self) -> PathBuf {
-        self.folder.join("logs").join(file_name(&self.pipeline.name))
+        logs(&self.folder, &self.pipeline.name)
     }
 
     /// The one stage that a word names.
@@ -72,19 +144,66 @@ impl Project {
     }
 }
 
-fn load(file: &Path, source: &Source, registry: &Registry) -> Result<Pipeline, Fail> {
-    let text = std::fs::read_to_string(file).map_err(|e| {
-        Fail::with_help(
-            format!("cannot read the pipeline file {}: {e}", file.display()),
-            "the first word of the command, or `--file`, names it",
-        )
-    })?;
-    let wrong = |problems: Problems| Fail::Pipeline { name: file.display().to_string(), text: text.clone(), problems };
-    let overrides = overrides(&source.set).map_err(wrong)?;
-    let absolute = std::path::absolute(file).map_err(|e| Fail::message(format!("cannot find {}: {e}", file.display())))?;
-    let folder = absolute.parent().map_or_else(|| PathBuf::from("/"), Path::to_path_buf);
-    let name = file.file_stem().map_or_else(|| "pipeline".to_owned(), |stem| stem.to_string_lossy().into_owned());
-    resolve::pipeline(&text, &folder, &name, &overrides, registry).map_err(wrong)
+/// A compiled pipeline, its cache, and what the last run found.
+pub struct Session {
+    place: Place,
+    /// The pipeline.
+    pub compiled: Arc<Compiled>,
+    /// Its cache.
+    pub cache: Arc<Cache>,
+    /// Says what has to be done.
+    pub planner: Planner,
+}
+
+impl Session {
+    /// Opens the pipeline that the command line names; the other words come back.
+    pub fn open(free_words: &[String], source: &Source) -> Result<(Self, Vec<String>), Fail> {
+        let (place, rest) = Place::find(free_words, source)?;
+        let stamp = place.stamp();
+        let memo = Memo::load(&place.plans("memo"));
+        let loaded =
+            Compiled::load(&place.plans("compiled"), stamp).ok().filter(|compiled| memo.as_ref().is_some_and(|memo| memo.fits(compiled)));
+        let (compiled, memo, history) = match loaded {
+            Some(compiled) => (compiled, memo, History::default()),
+            None => {
+                let pipeline = place.resolve(&trestle_stages::registry())?;
+                let history = place.history(memo.as_ref());
+                (Compiled::of(Arc::new(pipeline), stamp), None, history)
+            }
+        };
+        let (compiled, cache) = (Arc::new(compiled), Arc::new(Cache::open(&place.cache)?));
+        let planner = Planner::new(Arc::clone(&compiled), Arc::clone(&cache), memo, Arc::new(history));
+        Ok((Self { place, compiled, cache, planner }, rest))
+    }
+
+    /// Folder for the logs of this pipeline's stages.
+    pub fn logs(&self) -> PathBuf {
+        logs(&self.place.cache, &self.compiled.name)
+    }
+
+    /// The root of the project.
+    pub fn root(&self) -> &Path {
+        &self.place.root
+    }
+
+    /// Leaves for the next run what this one found.
+    pub fn keep(self) -> Result<(), Fail> {
+        let Self { place, compiled, cache, planner } = self;
+        if let Some(memo) = planner.into_memo()? {
+            let keep = || -> std::io::Result<()> {
+                std::fs::create_dir_all(place.cache.join("plans"))?;
+                let temporary = |extension: &str| place.plans(&format!("{extension}.{}.tmp", std::process::id()));
+                compiled.save(&temporary("compiled"), &place.plans("compiled"))?;
+                memo.save(&temporary("memo"), &place.plans("memo"))
+            };
+            keep().map_err(|e| Fail::message(format!("cannot write to {}: {e}", place.cache.display())))?;
+        }
+        Ok(cache.flush()?)
+    }
+}
+
+fn logs(cache: &Path, pipeline: &str) -> PathBuf {
+    cache.join("logs").join(file_name(pipeline))
 }
 
 fn overrides(set: &[String]) -> Result<Vec<Override>, Problems> {

@@ -5,15 +5,14 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
-use trestle_cache::RunLock;
 use trestle_engine::event::Event;
-use trestle_engine::executor::{Executor, Local};
+use trestle_engine::executor::{Cancel, Executor, Local};
+use trestle_engine::plan::select_compiled;
 use trestle_engine::run::{Options, Summary, run as run_pipeline};
 
 use crate::args::{Format, Run};
 use crate::fail::Fail;
-use crate::project::Project;
+use crate::project::Session;
 use crate::render::{self, Render};
 
 /// How long a stage has to end after an interruption.
@@ -25,45 +24,48 @@ const PASSED: [&str; 5] = ["PATH", "HOME", "USER", "LANG", "LC_ALL"];
 
 /// Runs the pipeline.
 pub fn run(args: &Run) -> Result<ExitCode, Fail> {
-    let (mut project, targets) = Project::open(&args.words, &args.source, &trestle_stages::registry())?;
-    let wanted = project.wanted(&targets)?;
+    let (mut session, targets) = Session::open(&args.words, &args.source)?;
+    let wanted = select_compiled(&session.compiled, &targets)?;
+    let wanted = |id: usize| wanted.as_ref().is_none_or(|wanted| wanted[id]);
     let mut render: Box<dyn Render> = match args.format {
         Format::Human => render::human(),
         Format::Json => Box::new(render::Json),
     };
-    let held = lock(&project, render.as_mut())?;
-    project.cache.sweep_tmp(&held)?;
-    let options = options(args, &project);
-    let executor: Arc<dyn Executor> = Arc::new(local(&options)?);
+    let _held = session.cache.share()?;
+    let options = options(args, &session);
+    let executor: Arc<dyn Executor> = Arc::new(local(args, &options, &session)?);
+    let cancel = Cancel::new().map_err(|e| Fail::message(format!("cannot make a pipe: {e}")))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|e| Fail::message(format!("cannot start the runtime: {e}")))?;
-    let (pipeline, cache) = (Arc::clone(&project.pipeline), Arc::clone(&project.cache));
-    let result = runtime.block_on(async {
-        let cancel = interruptions();
+    let (compiled, cache) = (Arc::clone(&session.compiled), Arc::clone(&session.cache));
+    let summary = runtime.block_on(async {
+        listen(cancel.clone());
         let mut events = |event: Event| render.event(&event);
-        run_pipeline(&pipeline, &wanted, &cache, &mut project.last, &executor, &options, cancel, &mut events).await
-    });
-    let summary = result?;
-    settle(&project, &summary, render.as_mut())?;
+        run_pipeline(&compiled, &mut session.planner, &wanted, &cache, &executor, &options, &cancel, &mut events).await
+    })?;
     if args.format == Format::Human && is_good(&summary) {
-        render::tables(&project, &wanted)?;
+        render::tables(&session, &wanted)?;
     }
+    finish(session, &summary, render.as_mut())?;
     Ok(exit_code(&summary))
 }
 
-/// Makes what was stored known by its stat, so that the next run need not read it again.
-fn settle(project: &Project, summary: &Summary, render: &mut dyn Render) -> Result<(), Fail> {
+/// Makes what was stored durable, and known by its stat, so that the next run need not read it again.
+fn finish(session: Session, summary: &Summary, render: &mut dyn Render) -> Result<(), Fail> {
     if summary.executed > 0 {
-        for blob in project.cache.settle(SETTLE_BYTES)? {
+        session.cache.sync()?;
+        for blob in session.cache.settle(SETTLE_BYTES)? {
             render.note(&format!(
                 "warning: blob:{} was changed in the store by a stage that reads it; the stage that makes it will run again",
                 blob.short()
             ));
         }
+        // What runs that were killed left lies in nobody's way, so it waits until there is time.
+        session.cache.sweep_tmp()?;
     }
-    Ok(project.cache.flush()?)
+    session.keep()
 }
 
 fn is_good(summary: &Summary) -> bool {
@@ -78,21 +80,16 @@ fn exit_code(summary: &Summary) -> ExitCode {
     }
 }
 
-/// One run at a time uses a cache; the system frees the lock of a run that died.
-fn lock(project: &Project, render: &mut dyn Render) -> Result<RunLock, Fail> {
-    if let Some(lock) = project.cache.try_lock()? {
-        return Ok(lock);
-    }
-    render.note("waiting for another run in this project to end");
-    Ok(project.cache.lock()?)
-}
-
-fn options(args: &Run, project: &Project) -> Options {
+fn options(args: &Run, session: &Session) -> Options {
     let machine = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let env: BTreeMap<String, String> = PASSED.iter().filter_map(|name| Some(((*name).to_owned(), std::env::var(name).ok()?))).collect();
     Options {
         cpus: args.jobs.map_or(machine, usize::from),
+        memory: memory(),
+        gpus: gpus(),
+        pools: BTreeMap::new(),
         keep_going: args.keep_going,
+        report_cached: args.format == Format::Json,
         env,
         host: std::fs::read_to_string("/proc/sys/kernel/hostname").map_or_else(|_| "unknown".to_owned(), |name| name.trim().to_owned()),
         versions: BTreeMap::from([
@@ -100,29 +97,48 @@ fn options(args: &Run, project: &Project) -> Options {
             ("target".to_owned(), format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS)),
             ("instructions".to_owned(), trestle_stages::instruction_set().to_owned()),
         ]),
-        logs: project.logs(),
+        logs: session.logs(),
+        root: session.root().to_owned(),
     }
 }
 
-fn local(options: &Options) -> Result<Local, Fail> {
-    let program = std::env::current_exe().map_err(|e| Fail::message(format!("cannot find this program: {e}")))?;
-    Ok(Local { program: vec![program.into_os_string()], env: options.env.clone(), grace: GRACE })
+/// Memory of this machine in bytes; without bound where it does not say.
+fn memory() -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:")).unwrap_or_default();
+    line.trim().trim_end_matches(" kB").parse::<u64>().map_or(u64::MAX, |kib| kib << 10)
 }
 
-/// Turns true at the first Ctrl-C (or SIGTERM); the second ends the program at once.
-fn interruptions() -> watch::Receiver<bool> {
-    let (sender, receiver) = watch::channel(false);
+/// The GPUs that this process may use: those that `CUDA_VISIBLE_DEVICES` names, else all whose device file is there.
+fn gpus() -> Vec<u32> {
+    if let Ok(visible) = std::env::var("CUDA_VISIBLE_DEVICES") {
+        return visible.split(',').filter_map(|number| number.trim().parse().ok()).collect();
+    }
+    (0..64).filter(|number| std::path::Path::new(&format!("/dev/nvidia{number}")).exists()).collect()
+}
+
+fn local(args: &Run, options: &Options, session: &Session) -> Result<Local, Fail> {
+    let program = std::env::current_exe().map_err(|e| Fail::message(format!("cannot find this program: {e}")))?;
+    let closed = vec![session.root().to_owned(), session.cache.root().to_owned()];
+    let rooms = session.cache.root().join("tmp");
+    Ok(Local::new(vec![program.into_os_string()], options.env.clone(), GRACE, args.sandbox.into(), closed, rooms))
+}
+
+/// The first Ctrl-C (or SIGTERM) asks for the end; the second ends everything now.
+fn listen(cancel: Cancel) {
     tokio::spawn(async move {
         if interruption().await.is_err() {
             return;
         }
-        // Nobody listens only when the run is over.
-        let _ = sender.send(true);
-        if interruption().await.is_ok() {
-            std::process::exit(130);
+        cancel.end();
+        if interruption().await.is_err() {
+            return;
         }
+        cancel.kill();
+        // Time enough to note what was finished; a third Ctrl-C is not needed.
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        std::process::exit(130);
     });
-    receiver
 }
 
 async fn interruption() -> std::io::Result<()> {

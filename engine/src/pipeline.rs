@@ -30,7 +30,7 @@ pub struct Pipeline {
 }
 
 /// One expanded stage.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Stage {
     /// `adapt[seed=1]`: readable, stable and unique.
     pub name: String,
@@ -102,7 +102,7 @@ pub struct Retries {
 }
 
 /// What a stage does.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum Action {
     /// A native stage.
     Native {
@@ -129,7 +129,7 @@ pub enum Action {
 }
 
 /// An output of a stage.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Output {
     /// Where the stage writes it, relative to its work folder.
     pub path: String,
@@ -138,7 +138,7 @@ pub struct Output {
 }
 
 /// A connected input.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Slot {
     /// Name under `in:`.
     pub name: String,
@@ -149,7 +149,7 @@ pub struct Slot {
 }
 
 /// One value of an input.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Bound {
     /// Where it comes from.
     pub origin: Origin,
@@ -160,7 +160,7 @@ pub struct Bound {
 }
 
 /// Where the value of an input comes from.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Origin {
     /// A file or folder of the project.
     File {
