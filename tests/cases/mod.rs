@@ -1,10 +1,17 @@
+mod behaviour;
 mod changes;
+mod children;
 mod commands;
 mod damage;
+mod disks;
 mod failures;
+mod kills;
 mod language;
 mod language_commands;
 mod language_settings;
 mod native;
+mod random;
 mod readme;
+mod sources;
+mod together;
 mod ui;
