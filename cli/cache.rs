@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde_json::json;
 use trestle_cache::{ActionKey, Bounds, Cache, Collected, Verified};
+use trestle_engine::executor::end_below;
 use trestle_engine::memo::Memo;
 
 use crate::args::{CacheCommand, Format, Gc, Verify};
@@ -32,7 +33,7 @@ fn gc(args: &Gc) -> Result<ExitCode, Fail> {
     let Some(alone) = cache.try_lock()? else {
         return Err(Fail::with_help("a run is using this cache", "wait for it to end, then call again"));
     };
-    let swept = if args.dry_run { 0 } else { cache.sweep_tmp()? };
+    let swept = if args.dry_run { 0 } else { cache.sweep_tmp(&mut |folder| end_below(folder))? };
     let collected = cache.collect(&alone, &live(&folder), &bounds)?;
     crate::print(&match args.format {
         Format::Human => describe(&collected, args.dry_run, swept),

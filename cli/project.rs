@@ -4,6 +4,7 @@
 //! take the compiled form that an earlier run left, as long as all that it was made from is the same.
 
 use std::cell::RefCell;
+use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -207,8 +208,11 @@ impl Session {
     }
 
     /// Leaves for the next run what this one found.
-    pub fn keep(self) -> Result<(), Fail> {
+    ///
+    /// What cannot be written costs the next run time and nothing else, so it is a remark, which comes back, and no failure.
+    pub fn keep(self) -> Result<Option<String>, Fail> {
         let Self { place, compiled, cache, planner } = self;
+        let mut remark = None;
         if let Some(memo) = planner.into_memo()? {
             let keep = || -> std::io::Result<()> {
                 std::fs::create_dir_all(place.cache.join("plans"))?;
@@ -216,9 +220,13 @@ impl Session {
                 compiled.save(&temporary("compiled"), &place.plans("compiled"))?;
                 memo.save(&temporary("memo"), &place.plans("memo"))
             };
-            keep().map_err(|e| Fail::message(format!("cannot write to {}: {e}", place.cache.display())))?;
+            remark = keep()
+                .err()
+                .filter(|e| e.kind() != ErrorKind::ReadOnlyFilesystem)
+                .map(|e| format!("what the next run would know of this one cannot be kept in {}: {e}", place.cache.display()));
         }
-        Ok(cache.flush()?)
+        let flushed = cache.flush().err().map(|e| e.to_string());
+        Ok(remark.or(flushed))
     }
 }
 

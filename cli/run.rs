@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use trestle_engine::event::Event;
-use trestle_engine::executor::{Cancel, Executor, Local};
+use trestle_engine::executor::{Cancel, Executor, Local, end_below};
 use trestle_engine::plan::select_compiled;
 use trestle_engine::run::{Options, Summary, run as run_pipeline};
 
@@ -32,6 +32,7 @@ pub fn run(args: &Run) -> Result<ExitCode, Fail> {
         Format::Json => Box::new(render::Json),
     };
     let _held = session.cache.share()?;
+    session.cache.sweep_tmp(&mut |folder| end_below(folder))?;
     let options = options(args, &session);
     let executor: Arc<dyn Executor> = Arc::new(local(args, &options, &session)?);
     let cancel = Cancel::new().map_err(|e| Fail::message(format!("cannot make a pipe: {e}")))?;
@@ -62,10 +63,11 @@ fn finish(session: Session, summary: &Summary, render: &mut dyn Render) -> Resul
                 blob.short()
             ));
         }
-        // What runs that were killed left lies in nobody's way, so it waits until there is time.
-        session.cache.sweep_tmp()?;
     }
-    session.keep()
+    if let Some(remark) = session.keep()? {
+        render.note(&format!("warning: {remark}"));
+    }
+    Ok(())
 }
 
 fn is_good(summary: &Summary) -> bool {

@@ -334,7 +334,7 @@ impl Cache {
         self.store.remove_record(key)
     }
 
-    /// Writes the index, if it changed. Its loss costs time alone.
+    /// Writes the index, if it changed. Its loss costs time alone, so a cache that cannot be written is no error.
     ///
     /// # Errors
     /// [`Error::Io`] names the file that cannot be written.
@@ -342,7 +342,8 @@ impl Cache {
         if !self.index.is_changed() {
             return Ok(());
         }
-        self.index.flush(&self.store.temporary("index")?)
+        let written = self.store.temporary("index").and_then(|temporary| self.index.flush(&temporary));
+        if written.as_ref().is_err_and(Error::is_read_only) { Ok(()) } else { written }
     }
 
     /// Brings everything that was stored to disk: what was ingested for [`Later`](crate::Durability::Later), and the records.
@@ -373,12 +374,12 @@ impl Cache {
     }
 
     /// Removes the temporary files of processes that are no more, and says of how many. Those of living ones, this one included, are safe from
-    /// it.
+    /// it. `before` is called with each folder that is to go: what still works in there should be ended.
     ///
     /// # Errors
-    /// [`Error::Io`] names what cannot be removed.
-    pub fn sweep_tmp(&self) -> Result<usize> {
-        self.store.sweep()
+    /// [`Error::Io`] names what cannot be read.
+    pub fn sweep_tmp(&self, before: &mut dyn FnMut(&Path)) -> Result<usize> {
+        self.store.sweep(before)
     }
 
     /// The right to run, beside other runs; waits for whoever changes the cache as a whole.
@@ -386,7 +387,9 @@ impl Cache {
     /// # Errors
     /// [`Error::Io`] where the file system cannot lock.
     pub fn share(&self) -> Result<RunLock> {
-        let (path, file) = self.lock_file()?;
+        // Where nothing can be written, nothing can be changed as a whole either: a lock that is there is enough.
+        let path = self.root.join("lock");
+        let file = self.lock_file().map(|(_, file)| file).or_else(|e| File::open(&path).map_err(|_| e))?;
         file.lock_shared().map_err(Error::io("lock", &path))?;
         Ok(RunLock { _file: file })
     }

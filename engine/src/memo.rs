@@ -5,7 +5,7 @@
 //! words of an explanation, never a result.
 //!
 //! ```text
-//! trestle memo v1⏎  checksum of what follows (32)  stamp (32)
+//! trestle memo v2⏎  checksum of what follows (32)  stamp (32)
 //! stat of the records file; sources; keys and durations of stages; outputs; blobs; blobs of each output
 //! ```
 
@@ -19,7 +19,7 @@ use trestle_cache::{ActionKey, BlobId, Content, Digest, FileStat, TreeId};
 use crate::compiled::{Compiled, take, take_numbers, take_u32};
 use crate::pipeline::StageId;
 
-const TAG: &[u8] = b"trestle memo v1\n";
+const TAG: &[u8] = b"trestle memo v2\n";
 
 /// See the module.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -32,6 +32,9 @@ pub struct Memo {
     pub sources: Vec<(Option<Content>, Option<FileStat>)>,
     /// The key of each stage when it was last run or found.
     pub keys: Vec<Option<ActionKey>>,
+    /// Whether that key is the one for what the stage reads as it is here. It is not where the last run left the stage out and something above it
+    /// changed: then the key only says what it was before.
+    pub current: Vec<bool>,
     /// How long each stage took when it was run, in milliseconds; 0 if unknown.
     pub durations: Vec<u32>,
     /// What each output was.
@@ -52,6 +55,7 @@ impl Memo {
             records: None,
             sources: vec![(None, None); compiled.sources.len()],
             keys: vec![None; compiled.len()],
+            current: vec![false; compiled.len()],
             durations: vec![0; compiled.len()],
             outputs: vec![None; compiled.outputs()],
             blobs: Vec::new(),
@@ -65,6 +69,7 @@ impl Memo {
         self.stamp == Some(compiled.stamp)
             && self.sources.len() == compiled.sources.len()
             && self.keys.len() == compiled.len()
+            && self.current.len() == compiled.len()
             && self.durations.len() == compiled.len()
             && self.outputs.len() == compiled.outputs()
             && self.blob_starts.len() == compiled.outputs() + 1
@@ -101,8 +106,8 @@ impl Memo {
             put_stat(&mut out, *stat);
         }
         put_count(&mut out, self.keys.len());
-        for (key, duration) in self.keys.iter().zip(&self.durations) {
-            out.push(u8::from(key.is_some()));
+        for ((key, duration), current) in self.keys.iter().zip(&self.durations).zip(&self.current) {
+            out.push(u8::from(key.is_some()) + 2 * u8::from(*current));
             out.extend(key.map_or([0; 32], |key| *key.as_bytes()));
             out.extend(duration.to_le_bytes());
         }
@@ -192,9 +197,10 @@ fn decode(body: &[u8]) -> Option<Memo> {
     let count = take_u32(&mut rest)? as usize;
     memo.keys.reserve(count.min(1 << 20));
     for _ in 0..count {
-        let known = take(&mut rest, 1)? == [1];
+        let flags = take(&mut rest, 1)?[0];
         let key = ActionKey::new(take_digest(&mut rest)?);
-        memo.keys.push(known.then_some(key));
+        memo.keys.push((flags & 1 != 0).then_some(key));
+        memo.current.push(flags & 2 != 0);
         memo.durations.push(take_u32(&mut rest)?);
     }
     for _ in 0..take_u32(&mut rest)? {
@@ -246,6 +252,7 @@ mod tests {
             records: Some(stat),
             sources: vec![(Some(Content::Blob { id, size: 1, executable: true }), None), (None, Some(stat))],
             keys: vec![None, Some(ActionKey::new(Digest::of(b"k")))],
+            current: vec![false, true],
             durations: vec![0, 12],
             outputs: vec![
                 None,

@@ -94,6 +94,8 @@ pub struct Planner {
     source_same: Vec<bool>,
     outputs: Vec<Option<Content>>,
     keys: Vec<Option<ActionKey>>,
+    /// Stages whose key was found for what they read now.
+    current: Vec<bool>,
     durations: Vec<u32>,
     /// Something was found that the memo does not have.
     learned: bool,
@@ -111,7 +113,22 @@ impl Planner {
         let records_same = memo.records.is_some() && cache.records_stat() == memo.records;
         let blob_changed = cache.changed_blobs(&memo.blobs);
         let (outputs, keys, durations) = (vec![None; compiled.outputs()], memo.keys.clone(), memo.durations.clone());
-        Self { compiled, cache, memo, records_same, blob_changed, history, sources, source_same, outputs, keys, durations, learned: is_new }
+        let current = vec![false; compiled.len()];
+        Self {
+            compiled,
+            cache,
+            memo,
+            records_same,
+            blob_changed,
+            history,
+            sources,
+            source_same,
+            outputs,
+            keys,
+            current,
+            durations,
+            learned: is_new,
+        }
     }
 
     /// Decides for all wanted stages, as far as it can be said now, and says how many are hits.
@@ -162,6 +179,7 @@ impl Planner {
         if let Some(key) = self.remembered(id)? {
             let outputs = self.compiled.outputs_of(id);
             self.outputs[outputs.clone()].copy_from_slice(&self.memo.outputs[outputs]);
+            self.current[id] = true;
             return Ok(Decision::Hit(key));
         }
         self.learned = true;
@@ -195,6 +213,7 @@ impl Planner {
             self.outputs[slot] = Some(*content);
         }
         self.keys[id] = Some(record.key);
+        self.current[id] = true;
         self.durations[id] = u32::try_from(record.provenance.duration_ms).unwrap_or(u32::MAX).max(1);
         self.learned = true;
     }
@@ -229,11 +248,13 @@ impl Planner {
             let vouch = || content.and_then(|content| self.cache.vouch_source(&self.compiled.sources[i], &content));
             memo.sources[i] = (*content, if unchanged { self.memo.sources[i].1 } else { vouch() });
         }
+        // What this run had no need of is as the last one left it; but a key from before holds only for what was read before.
+        let outputs: Vec<Option<Content>> = self.outputs.iter().zip(&self.memo.outputs).map(|(now, before)| now.or(*before)).collect();
+        memo.current =
+            (0..self.keys.len()).map(|id| self.current[id] || (self.memo.current[id] && self.reads_the_same(id, &outputs))).collect();
         (memo.keys, memo.durations) = (self.keys, self.durations);
         let mut blobs_of: Vec<Vec<BlobId>> = Vec::with_capacity(self.outputs.len());
-        for (slot, content) in self.outputs.iter().enumerate() {
-            // What this run had no need of is as the last one left it.
-            let content = content.or(self.memo.outputs[slot]);
+        for (slot, content) in outputs.into_iter().enumerate() {
             memo.outputs[slot] = content;
             let mut blobs = Vec::new();
             if let Some(content) = content
@@ -262,13 +283,18 @@ impl Planner {
         })
     }
 
+    /// Whether all that a stage reads is what the memo has.
+    fn reads_the_same(&self, id: StageId, outputs: &[Option<Content>]) -> bool {
+        self.compiled.edges_of(id).all(|edge| match edge {
+            Edge::Source(source) => self.sources[source].is_some() && self.sources[source] == self.memo.sources[source].0,
+            Edge::Output(output) => outputs[output].is_some() && outputs[output] == self.memo.outputs[output],
+        })
+    }
+
     /// The key that a stage had, if nothing that it reads has changed since and what it gave is still there and sound.
     fn remembered(&self, id: StageId) -> Result<Option<ActionKey>, Error> {
-        let Some(key) = self.memo.key(id) else { return Ok(None) };
-        let inputs_same = self.compiled.edges_of(id).all(|edge| match edge {
-            Edge::Source(source) => self.sources[source].is_some() && self.sources[source] == self.memo.sources[source].0,
-            Edge::Output(output) => self.outputs[output] == self.memo.outputs[output],
-        });
+        let Some(key) = self.memo.key(id).filter(|_| self.memo.current[id]) else { return Ok(None) };
+        let inputs_same = self.reads_the_same(id, &self.outputs);
         let mut outputs = self.compiled.outputs_of(id);
         let sound = |output: OutputId| {
             self.memo.outputs[output].is_some() && self.memo.blobs_of(output).iter().all(|&blob| !self.blob_changed[blob as usize])

@@ -240,7 +240,10 @@ fn source_changed_by_another_stage() {
         ),
     );
     project.write("src.txt", "old\n");
-    project.run_with(&[]);
+    // In its sandbox a stage cannot write to the project.
+    assert_eq!(project.run_with(&[]).code, Some(1));
+    assert_eq!(std::fs::read_to_string(&source).unwrap(), "old\n");
+    project.run_with(&["--sandbox", "off"]);
     project.run();
     assert_eq!(project.output("reader", "o"), "new\n");
     project.write("src.txt", "old\n");

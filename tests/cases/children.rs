@@ -79,7 +79,6 @@ fn a_child_that_ignores_sigterm_is_ended() {
 }
 
 #[test]
-#[ignore = "bug: the second interruption leaves the children running"]
 fn a_second_interruption_ends_at_once() {
     let witness = Witness::new();
     let project = deaf(&witness);
@@ -125,7 +124,6 @@ fn what_a_stage_leaves_running_is_ended_with_it() {
 }
 
 #[test]
-#[ignore = "bug: only the process group is ended, not what left it"]
 fn what_a_stage_leaves_in_a_session_of_its_own_is_ended_with_it() {
     lingering("setsid sleep 300");
 }
@@ -174,7 +172,6 @@ fn a_gigabyte_of_output_does_not_fill_the_memory() {
 }
 
 #[test]
-#[ignore = "bug: the end of a log is read by way of the whole of it (`tail` in engine/src/run/work.rs)"]
 fn a_gigabyte_of_output_before_a_failure_does_not_fill_the_memory() {
     let project = Project::new(&format!("stages:\n  a: {{ run: 'yes | head -c {GIGABYTE}; echo the end; exit 1', out: {{ o: o }} }}\n"));
     let (done, most) = watched(&project);
@@ -207,7 +204,6 @@ fn outputs_that_lead_outside_are_refused() {
 
 /// Not the output but a folder above it leads outside: what lies there is not the stage's to give, and stays where it is.
 #[test]
-#[ignore = "bug: the file outside is moved into the store, and gone"]
 fn outputs_behind_a_link_that_leads_outside_are_refused() {
     let elsewhere = tempfile::tempdir().unwrap();
     let file = elsewhere.path().join("o");

@@ -86,7 +86,6 @@ fn a_read_only_cache_is_refused_in_words() {
 }
 
 #[test]
-#[ignore = "wish: what only reads the cache should not need to write to it"]
 fn a_read_only_cache_can_be_read() {
     let Some(disk) = Tmpfs::mount(4 << 20) else { return };
     let project = chain();

@@ -134,7 +134,6 @@ fn a_kill_of_all_at_any_moment_costs_time_alone() {
 
 /// The commands that it started may go on for a while.
 #[test]
-#[ignore = "bug: a command that outlives its run writes to the folder that the next run sweeps, which then fails: `Directory not empty`"]
 fn a_kill_of_the_program_alone_at_any_moment_costs_time_alone() {
     kills(false);
 }

@@ -3,7 +3,6 @@
 use crate::support::Project;
 
 #[test]
-#[ignore = "bug: the second place of one file is refused: `… is already there`"]
 fn a_file_may_be_read_under_two_names() {
     let project = Project::new("stages:\n  a: { run: 'cat {in.x} {in.y} > {out.o}', in: { x: ./f, y: ./f }, out: { o: o } }\n");
     project.write("f", "f\n");
@@ -12,7 +11,6 @@ fn a_file_may_be_read_under_two_names() {
 }
 
 #[test]
-#[ignore = "bug: the place of the file is taken by the folder that holds it"]
 fn a_file_may_be_read_beside_its_folder() {
     for inputs in ["x: ./d, y: ./d/f", "y: ./d, x: ./d/f"] {
         let project = Project::new(&format!("stages:\n  a: {{ run: 'cat d/f > {{out.o}}', in: {{ {inputs} }}, out: {{ o: o }} }}\n"));

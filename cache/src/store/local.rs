@@ -100,13 +100,13 @@ impl LocalStore {
         Ok(self.session.get_or_init(|| session).path(name))
     }
 
-    /// Removes what killed processes left in `tmp/`, and says how many they were.
+    /// Removes what killed processes left in `tmp/`, and says how many they were. `before` is called with each folder that is to go.
     ///
     /// # Errors
-    /// Names what cannot be removed.
-    pub fn sweep(&self) -> Result<usize> {
+    /// Names what cannot be read.
+    pub fn sweep(&self, before: &mut dyn FnMut(&Path)) -> Result<usize> {
         let tmp = self.root.join("tmp");
-        if tmp.exists() { sweep(&tmp) } else { Ok(0) }
+        if tmp.exists() { sweep(&tmp, before) } else { Ok(0) }
     }
 
     /// Brings everything that was stored to disk.

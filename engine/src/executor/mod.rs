@@ -8,6 +8,7 @@ mod strays;
 
 pub use cancel::Cancel;
 pub use sandbox::Sandbox;
+pub use strays::end_below;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;

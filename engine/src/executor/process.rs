@@ -76,7 +76,7 @@ pub fn supervise(mut child: Child, limits: &Limits<'_>, mark: Option<&str>, stre
     // An error means that nothing of the group is left.
     let _ = kill_process_group(group, Signal::KILL);
     if let Some(mark) = mark {
-        super::strays::end(mark);
+        super::strays::end(group, mark);
     }
     for stream in streams {
         stream.drain()?;

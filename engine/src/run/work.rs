@@ -182,9 +182,18 @@ fn prepare(stage: &Stage, cache: &Cache, contents: &[Vec<Content>], grant: &Gran
     let work = room.work();
     // Native stages are ours and only read; a command may do anything to a file that it is handed.
     let how = if matches!(stage.action, Action::Native { .. }) { How::Link } else { How::Copy };
-    for (slot, contents) in stage.inputs.iter().zip(contents) {
-        for (bound, content) in slot.values.iter().zip(contents) {
-            lay_out(cache, bound, content, &work.join(&bound.place), how)?;
+    let values = stage.inputs.iter().zip(contents).flat_map(|(slot, contents)| slot.values.iter().zip(contents));
+    let mut values: Vec<(&Bound, &Content)> = values.collect();
+    // A folder before what is in it: a file of a folder that is an input too is there already.
+    values.sort_by_key(|(bound, _)| bound.place.as_str());
+    let mut laid: Vec<&str> = Vec::new();
+    for (bound, content) in values {
+        let place = work.join(&bound.place);
+        if laid.iter().any(|above| Path::new(&bound.place).starts_with(above)) {
+            check_laid(cache, bound, content, &place)?;
+        } else {
+            lay_out(cache, bound, content, &place, how)?;
+            laid.push(&bound.place);
         }
     }
     for output in stage.outputs.values() {
@@ -241,6 +250,19 @@ fn input(work: &Path, bound: &Bound) -> Input {
     Input { path: work.join(&bound.place), labels: bound.labels.clone() }
 }
 
+/// Makes sure that what another input brought to this place is what the key was made of.
+fn check_laid(cache: &Cache, bound: &Bound, content: &Content, place: &Path) -> Result<(), StageError> {
+    if cache.source(place).map_err(|e| in_words(&e))? == *content { Ok(()) } else { Err(changed(&bound.origin)) }
+}
+
+fn changed(origin: &Origin) -> StageError {
+    let what = match origin {
+        Origin::File { written, .. } => format!("`{written}` changed while the run was under way"),
+        Origin::Output { output, .. } => format!("two inputs have the same place, and not the same content (one is `{output}`)"),
+    };
+    StageError::new(what).help("run again; nothing was recorded for this stage")
+}
+
 /// Puts one input in its place, and makes sure that it is what the key was made of.
 fn lay_out(cache: &Cache, bound: &Bound, content: &Content, place: &Path, how: How) -> Result<(), StageError> {
     create_parent(place)?;
@@ -251,13 +273,10 @@ fn lay_out(cache: &Cache, bound: &Bound, content: &Content, place: &Path, how: H
             }
             other => in_words(&other),
         }),
-        Origin::File { path, written } => cache.copy_source(path, place).map_err(|e| in_words(&e)).and_then(|copied| {
-            if copied == *content {
-                return Ok(());
-            }
-            Err(StageError::new(format!("`{written}` changed while the run was under way"))
-                .help("run again; nothing was recorded for this stage"))
-        }),
+        Origin::File { path, .. } => {
+            let copied = cache.copy_source(path, place).map_err(|e| in_words(&e))?;
+            if copied == *content { Ok(()) } else { Err(changed(&bound.origin)) }
+        }
     }
 }
 
@@ -266,6 +285,7 @@ fn store(stage: &Stage, cache: &Cache, room: &Room, durability: Durability) -> R
     let mut outputs = BTreeMap::new();
     for (name, output) in &stage.outputs {
         let path = room.work().join(&output.path);
+        stays_inside(&room.work(), &output.path, name)?;
         let content = cache.ingest(&path, durability).map_err(|error| match error {
             trestle_cache::Error::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound && !path.exists() => {
                 StageError::new(format!("the stage ended well but did not write its output `{name}`"))
@@ -276,6 +296,19 @@ fn store(stage: &Stage, cache: &Cache, room: &Room, durability: Durability) -> R
         outputs.insert(name.clone(), content);
     }
     Ok(outputs)
+}
+
+/// A folder above an output may have been replaced by a link to anywhere; what lies there is not the stage's to give.
+fn stays_inside(work: &Path, output: &str, name: &str) -> Result<(), StageError> {
+    let mut folder = work.to_owned();
+    for part in Path::new(output).parent().into_iter().flat_map(Path::components) {
+        folder.push(part);
+        if std::fs::symlink_metadata(&folder).is_ok_and(|meta| meta.is_symlink()) {
+            let message = format!("the output `{name}` lies behind a link: {} was replaced by one", folder.display());
+            return Err(StageError::new(message).help("write outputs where they were declared, into real folders"));
+        }
+    }
+    Ok(())
 }
 
 fn create_parent(path: &Path) -> Result<(), StageError> {
