@@ -6,7 +6,6 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -16,7 +15,8 @@ use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, Test
 use serde_json::Value;
 
 use crate::support::model::{Content, Fate, Instance, Key, Mode, Op, Pipeline, Source, Stage};
-use crate::support::{files, number, store, trestle};
+use crate::support::processes::kill_session;
+use crate::support::{files, number, store, trestle, trestle_in_session};
 
 /// What a stage is grown from: any numbers make a sensible stage, so that proptest can make a case smaller.
 #[derive(Debug, Clone)]
@@ -505,12 +505,11 @@ impl Bench {
 
     /// A run that is killed: what it said was done is in the cache, the rest perhaps.
     fn kill(&mut self, after_ms: u8) -> Verdict {
-        let mut command = trestle(self.folder.path());
-        command.args(["run", "--format", "json", "--keep-going"]).stdout(Stdio::piped()).stderr(Stdio::null()).process_group(0);
+        let mut command = trestle_in_session(self.folder.path());
+        command.args(["run", "--format", "json", "--keep-going"]).stdout(Stdio::piped()).stderr(Stdio::null());
         let child = command.spawn().unwrap();
         std::thread::sleep(Duration::from_millis(u64::from(after_ms)));
-        let whom = format!("-{}", child.id());
-        let _ = std::process::Command::new("kill").args(["-KILL", "--", &whom]).stderr(Stdio::null()).status();
+        kill_session(&child.id().to_string());
         let heard = Heard::of(&child.wait_with_output().unwrap().stdout);
         let _ = writeln!(self.story, "  {heard:?}");
         for (instance, fate) in self.pipeline.build() {

@@ -36,8 +36,18 @@ impl Override {
         let (path, value) = text
             .split_once('=')
             .ok_or_else(|| Problem::new("set::syntax", format!("`--set {text}` has no `=`")).help("write `--set name=value`"))?;
-        Ok(Self { path: path.trim().to_owned(), value: source::parse_value(value)? })
+        let value = source::parse_value(value).map_err(|problems| unplaced(text, problems))?;
+        Ok(Self { path: path.trim().to_owned(), value })
     }
+}
+
+/// What is wrong with `--set text`: a place in the value is no place in the pipeline file.
+fn unplaced(text: &str, problems: Problems) -> Problems {
+    let mut all = Problems::new();
+    for problem in problems {
+        all.push(Problem { labels: Vec::new(), message: format!("`--set {text}`: {}", problem.message), ..problem });
+    }
+    all
 }
 
 /// Reads and resolves the text of a pipeline file.
