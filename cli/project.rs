@@ -3,18 +3,20 @@
 //! Most commands want the whole pipeline ([`Project`]). `run` and `plan` want to know quickly that nothing changed ([`Session`]): they
 //! take the compiled form that an earlier run left, as long as all that it was made from is the same.
 
+use std::cell::RefCell;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use trestle_cache::{Cache, Digest};
-use trestle_engine::compiled::Compiled;
+use trestle_engine::compiled::{Compiled, Dependency};
 use trestle_engine::memo::{History, Memo};
 use trestle_engine::pipeline::{Pipeline, StageId};
 use trestle_engine::plan::{Planner, select, unknown_target};
 use trestle_engine::problem::Problems;
-use trestle_engine::resolve::{self, Override};
+use trestle_engine::resolve::{self, Choices, Override};
 use trestle_engine::run::file_name;
+use trestle_engine::source::Files;
 use trestle_engine::stage::Registry;
 
 use crate::args::Source;
@@ -54,11 +56,25 @@ impl Place {
         Ok((Self { file, text, folder, root, cache, set: source.set.clone() }, rest))
     }
 
-    fn resolve(&self, registry: &Registry) -> Result<Pipeline, Fail> {
-        let wrong = |problems: Problems| Fail::Pipeline { name: self.file.display().to_string(), text: self.text.clone(), problems };
-        let overrides = overrides(&self.set).map_err(wrong)?;
+    /// The resolved pipeline, and all that was asked of the world outside of the file meanwhile.
+    fn resolve(&self, registry: &Registry) -> Result<(Pipeline, Vec<Dependency>), Fail> {
+        let mut files = Files::new();
+        files.add(self.file.display().to_string(), self.text.clone());
         let name = self.file.file_stem().map_or_else(|| "pipeline".to_owned(), |stem| stem.to_string_lossy().into_owned());
-        resolve::pipeline(&self.text, &self.folder, &name, &overrides, registry).map_err(wrong)
+        let asked = RefCell::new(Vec::new());
+        let environment = |name: &str| {
+            let value = std::env::var(name).ok();
+            asked.borrow_mut().push(Dependency::variable(name, value.as_deref()));
+            value
+        };
+        let resolved = overrides(&self.set, &mut files).and_then(|overrides| {
+            let choices = Choices { overrides, environment: &environment };
+            resolve::pipeline(&mut files, &self.folder, &name, &choices, registry)
+        });
+        match resolved {
+            Ok(pipeline) => Ok((pipeline, asked.into_inner())),
+            Err(problems) => Err(Fail::Pipeline { files, problems }),
+        }
     }
 
     /// Of all that a compiled pipeline is made from: the file, the overrides, the folder, and this very program.
@@ -110,7 +126,7 @@ impl Project {
     /// Reads the pipeline that the command line names; the other words come back.
     pub fn open(free_words: &[String], source: &Source, registry: &Registry) -> Result<(Self, Vec<String>), Fail> {
         let (place, rest) = Place::find(free_words, source)?;
-        let pipeline = place.resolve(registry)?;
+        let (pipeline, _) = place.resolve(registry)?;
         let cache = Cache::open(&place.cache)?;
         let history = place.history(Memo::load(&place.plans("memo")).as_ref());
         Ok((Self { pipeline: Arc::new(pipeline), cache: Arc::new(cache), history: Arc::new(history), folder: place.cache }, rest))
@@ -161,14 +177,18 @@ impl Session {
         let (place, rest) = Place::find(free_words, source)?;
         let stamp = place.stamp();
         let memo = Memo::load(&place.plans("memo"));
-        let loaded =
-            Compiled::load(&place.plans("compiled"), stamp).ok().filter(|compiled| memo.as_ref().is_some_and(|memo| memo.fits(compiled)));
+        let holds = |compiled: &Compiled| {
+            let variable = |name: &str| std::env::var(name).ok();
+            compiled.dependencies.iter().all(|dependency| dependency.holds(&variable))
+                && memo.as_ref().is_some_and(|memo| memo.fits(compiled))
+        };
+        let loaded = Compiled::load(&place.plans("compiled"), stamp).ok().filter(holds);
         let (compiled, memo, history) = match loaded {
             Some(compiled) => (compiled, memo, History::default()),
             None => {
-                let pipeline = place.resolve(&trestle_stages::registry())?;
+                let (pipeline, dependencies) = place.resolve(&trestle_stages::registry())?;
                 let history = place.history(memo.as_ref());
-                (Compiled::of(Arc::new(pipeline), stamp), None, history)
+                (Compiled::of(Arc::new(pipeline), stamp, dependencies), None, history)
             }
         };
         let (compiled, cache) = (Arc::new(compiled), Arc::new(Cache::open(&place.cache)?));
@@ -206,16 +226,29 @@ fn logs(cache: &Path, pipeline: &str) -> PathBuf {
     cache.join("logs").join(file_name(pipeline))
 }
 
-fn overrides(set: &[String]) -> Result<Vec<Override>, Problems> {
+fn overrides(set: &[String], files: &mut Files) -> Result<Vec<Override>, Problems> {
     let mut problems = Problems::new();
     let mut overrides = Vec::new();
     for text in set {
-        match Override::parse(text) {
+        match Override::parse(text, files) {
             Ok(parsed) => overrides.push(parsed),
             Err(found) => problems.extend(found),
         }
     }
     problems.or(overrides)
+}
+
+/// The cache that is meant: the one named, else that of the project in which the command is called. It must be there.
+pub fn cache_folder(named: Option<&Path>) -> Result<PathBuf, Fail> {
+    let here = std::env::current_dir().map_err(|e| Fail::message(format!("cannot find the current folder: {e}")))?;
+    let folder = named.map_or_else(|| root(&here).join(FOLDER), Path::to_path_buf);
+    if folder.join("format").exists() {
+        return Ok(folder);
+    }
+    Err(Fail::with_help(
+        format!("there is no cache at {}", folder.display()),
+        "call this inside of a project that has run, or name it with `--cache`",
+    ))
 }
 
 /// The root of the project that `folder` belongs to: the nearest folder above that has a cache, else a repository, else itself.

@@ -25,6 +25,8 @@ pub struct Pipeline {
     pub root: PathBuf,
     /// Params after overrides.
     pub params: Map<String, Value>,
+    /// Units of every named pool.
+    pub pools: BTreeMap<String, u32>,
     /// Expanded stages; each comes after all that it reads from.
     pub stages: Vec<Stage>,
 }

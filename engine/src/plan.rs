@@ -363,7 +363,7 @@ fn fill_blobs(memo: &mut Memo, blobs_of: &[Vec<BlobId>], before: &Memo, changed:
 /// # Errors
 /// As [`Planner::decide`].
 pub fn plan(pipeline: &Arc<Pipeline>, wanted: &[bool], cache: &Arc<Cache>, history: &Arc<History>) -> Result<Vec<(StageId, Fate)>, Error> {
-    let compiled = Compiled::of(Arc::clone(pipeline), trestle_cache::Digest::of(b"not kept"));
+    let compiled = Compiled::of(Arc::clone(pipeline), trestle_cache::Digest::of(b"not kept"), Vec::new());
     let mut planner = Planner::new(Arc::new(compiled), Arc::clone(cache), None, Arc::clone(history));
     let mut fates = Vec::new();
     for id in (0..wanted.len()).filter(|&id| wanted[id]) {

@@ -63,7 +63,7 @@ fn a_mistake_in_a_set_is_not_shown_in_the_file() {
     for value in ["base=\"2\"x", "base=[1,", "base={a: 1, a: 2}", "base=!t 1"] {
         let done = project.call(&["plan", "--set", value]);
         assert_eq!(done.code, Some(2), "{value}");
-        assert!(done.err.contains("--set base=") && !done.err.contains("trestle.yaml"), "{}", done.err);
+        assert!(done.err.contains("--set base") && !done.err.contains("trestle.yaml"), "{}", done.err);
     }
 }
 

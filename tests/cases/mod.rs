@@ -7,6 +7,8 @@ mod disks;
 mod failures;
 mod kills;
 mod language;
+mod language_commands;
+mod language_settings;
 mod native;
 mod random;
 mod readme;

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! trestle compiled v1⏎  stamp (32)  lengths of the three parts (3 × u64)  checksum of the graph part (32)
-//! graph part    name, sources, edges, starts, owners, stages that always run
+//! graph part    name, dependencies and pools, sources, edges, starts, owners, stages that always run
 //! names part    name of every stage, each ended by a line end (a name has none), then 32 bytes of checksum
 //! stages part   where each stage begins (u64 each, one more at the end), then each stage: 8 bytes of checksum and its JSON
 //! ```
@@ -171,6 +171,8 @@ impl Compiled {
     fn encode(&self) -> Vec<u8> {
         let mut out = Vec::new();
         put_bytes(&mut out, self.name.as_bytes());
+        // Neither holds anything that JSON cannot.
+        put_bytes(&mut out, &serde_json::to_vec(&(&self.dependencies, &self.pools)).unwrap_or_default());
         out.extend((self.sources.len() as u32).to_le_bytes());
         for source in &self.sources {
             put_bytes(&mut out, source.as_os_str().as_bytes());
@@ -188,6 +190,7 @@ impl Compiled {
 fn decode(bytes: &[u8], stamp: Digest, file: File, names: (u64, u64), at: u64) -> Option<Compiled> {
     let mut rest = bytes;
     let name = String::from_utf8(take_bytes(&mut rest)?.to_vec()).ok()?;
+    let (dependencies, pools) = serde_json::from_slice(take_bytes(&mut rest)?).ok()?;
     let count = take_u32(&mut rest)?;
     let mut sources = Vec::with_capacity(count.min(1 << 20) as usize);
     for _ in 0..count {
@@ -201,7 +204,7 @@ fn decode(bytes: &[u8], stamp: Digest, file: File, names: (u64, u64), at: u64) -
     let shown = take_numbers(&mut rest)?.into_iter().map(|id| id as usize).collect();
     let count = edge_starts.len().checked_sub(1)?;
     let stages = Stages::File { file, names, at, count };
-    Some(Compiled { name, stamp, sources, edges, edge_starts, output_starts, owners, always, shown, stages })
+    Some(Compiled { name, stamp, dependencies, pools, sources, edges, edge_starts, output_starts, owners, always, shown, stages })
 }
 
 pub(crate) fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {

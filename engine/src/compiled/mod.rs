@@ -7,10 +7,11 @@
 //!
 //! Outputs are numbered through: those of stage `s` are the slots `first_output(s)..first_output(s + 1)`, in the order of their names.
 
+mod dependency;
 mod file;
 
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -19,6 +20,7 @@ use trestle_cache::Digest;
 use crate::pipeline::{Origin, Pipeline, Stage, StageId};
 use crate::stage::Format;
 
+pub use dependency::Dependency;
 pub use file::{LoadError, Stages};
 pub(crate) use file::{take, take_numbers, take_u32};
 
@@ -44,6 +46,10 @@ pub struct Compiled {
     pub name: String,
     /// Of all that it was made from.
     pub stamp: Digest,
+    /// What it was made from besides the pipeline file.
+    pub dependencies: Vec<Dependency>,
+    /// Units of every named pool.
+    pub pools: BTreeMap<String, u32>,
     /// Absolute paths of the files and folders of the project that stages read, without repeats.
     pub sources: Vec<PathBuf>,
     /// Edges of all stages one after the other, and where each stage's begin.
@@ -61,10 +67,12 @@ pub struct Compiled {
 
 impl Compiled {
     /// The compiled form of a pipeline.
-    pub fn of(pipeline: Arc<Pipeline>, stamp: Digest) -> Self {
+    pub fn of(pipeline: Arc<Pipeline>, stamp: Digest, dependencies: Vec<Dependency>) -> Self {
         let mut compiled = Self {
             name: pipeline.name.clone(),
             stamp,
+            dependencies,
+            pools: pipeline.pools.clone(),
             sources: Vec::new(),
             edges: Vec::new(),
             edge_starts: vec![0],
