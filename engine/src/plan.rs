@@ -229,11 +229,10 @@ impl Planner {
             let vouch = || content.and_then(|content| self.cache.vouch_source(&self.compiled.sources[i], &content));
             memo.sources[i] = (*content, if unchanged { self.memo.sources[i].1 } else { vouch() });
         }
+        let outputs = self.outputs_for(&memo);
         (memo.keys, memo.durations) = (self.keys, self.durations);
         let mut blobs_of: Vec<Vec<BlobId>> = Vec::with_capacity(self.outputs.len());
-        for (slot, content) in self.outputs.iter().enumerate() {
-            // What this run had no need of is as the last one left it.
-            let content = content.or(self.memo.outputs[slot]);
+        for (slot, content) in outputs.into_iter().enumerate() {
             memo.outputs[slot] = content;
             let mut blobs = Vec::new();
             if let Some(content) = content
@@ -247,6 +246,24 @@ impl Planner {
         }
         fill_blobs(&mut memo, &blobs_of, &self.memo, &self.blob_changed, &self.cache);
         Ok(Some(memo))
+    }
+
+    /// What each output is for the next run. That of a stage which this run did not settle (not wanted, failed, interrupted) is as the last
+    /// run left it, unless an input is not: then its key is not that of the inputs that the `memo` names.
+    fn outputs_for(&self, memo: &Memo) -> Vec<Option<Content>> {
+        let mut outputs = self.outputs.clone();
+        for id in 0..self.compiled.len() {
+            let own = self.compiled.outputs_of(id);
+            let is_settled = self.outputs[own.clone()].iter().any(Option::is_some);
+            let same = |edge| match edge {
+                Edge::Source(source) => memo.sources[source].0 == self.memo.sources[source].0,
+                Edge::Output(output) => outputs[output] == self.memo.outputs[output],
+            };
+            if !is_settled && self.compiled.edges_of(id).all(same) {
+                outputs[own.clone()].copy_from_slice(&self.memo.outputs[own]);
+            }
+        }
+        outputs
     }
 
     /// The stages that an input is missing from, if any.
