@@ -70,7 +70,6 @@ fn a_child_that_ignores_sigterm_is_ended() {
 }
 
 #[test]
-#[ignore = "bug: the second interruption leaves the children running"]
 fn a_second_interruption_ends_at_once() {
     let witness = Witness::new();
     let project = deaf(&witness);
@@ -116,7 +115,6 @@ fn what_a_stage_leaves_running_is_ended_with_it() {
 }
 
 #[test]
-#[ignore = "bug: only the process group is ended, not what left it"]
 fn what_a_stage_leaves_in_a_session_of_its_own_is_ended_with_it() {
     lingering("setsid sleep 300");
 }
@@ -165,7 +163,6 @@ fn a_gigabyte_of_output_does_not_fill_the_memory() {
 }
 
 #[test]
-#[ignore = "bug: the end of a log is read by way of the whole of it (`tail` in engine/src/run/work.rs)"]
 fn a_gigabyte_of_output_before_a_failure_does_not_fill_the_memory() {
     let project = Project::new(&format!("stages:\n  a: {{ run: 'yes | head -c {GIGABYTE}; echo the end; exit 1', out: {{ o: o }} }}\n"));
     let (done, most) = watched(&project);
