@@ -410,10 +410,9 @@ impl Bench {
             let _ = writeln!(self.story, "  code {:?}: {heard:?} {said}", output.status.code());
             self.story
                 .extend(String::from_utf8_lossy(&output.stdout).lines().filter(|l| l.contains(r#":"failed""#)).map(|l| format!("  {l}\n")));
-            if self.damaged && self.must_start_anew(&said) {
-                continue;
-            }
-            if self.damaged && String::from_utf8_lossy(&output.stdout).contains("run again") {
+            let again = String::from_utf8_lossy(&output.stdout).contains("run again");
+            if self.damaged && (again || self.must_start_anew(&said)) {
+                self.learn(&heard);
                 continue;
             }
             self.judge(&wanted, &heard, output.status.code())?;
@@ -517,6 +516,12 @@ impl Bench {
         kill_session(&child.id().to_string());
         let heard = Heard::of(&child.wait_with_output().unwrap().stdout);
         let _ = writeln!(self.story, "  {heard:?}");
+        self.learn(&heard);
+        Ok(())
+    }
+
+    /// What a run that did not come to its end said was done is in the cache, the rest perhaps.
+    fn learn(&mut self, heard: &Heard) {
         for (instance, fate) in self.pipeline.build() {
             let Fate::Gives(key, _) = fate else { continue };
             let name = self.pipeline.instance_name(&instance);
@@ -527,7 +532,6 @@ impl Bench {
                 self.perhaps.insert(key);
             }
         }
-        Ok(())
     }
 }
 
