@@ -248,10 +248,11 @@ impl Planner {
             let vouch = || content.and_then(|content| self.cache.vouch_source(&self.compiled.sources[i], &content));
             memo.sources[i] = (*content, if unchanged { self.memo.sources[i].1 } else { vouch() });
         }
-        // What this run had no need of is as the last one left it; but a key from before holds only for what was read before.
+        // What this run had no need of is as the last one left it; but a key from before holds only for what was read before, and while its
+        // record is there.
         let outputs: Vec<Option<Content>> = self.outputs.iter().zip(&self.memo.outputs).map(|(now, before)| now.or(*before)).collect();
         memo.current =
-            (0..self.keys.len()).map(|id| self.current[id] || (self.memo.current[id] && self.reads_the_same(id, &outputs))).collect();
+            (0..self.keys.len()).map(|id| self.current[id] || (self.records_same && self.memo.current[id] && self.reads_the_same(id, &outputs))).collect();
         (memo.keys, memo.durations) = (self.keys, self.durations);
         let mut blobs_of: Vec<Vec<BlobId>> = Vec::with_capacity(self.outputs.len());
         for (slot, content) in outputs.into_iter().enumerate() {

@@ -6,17 +6,8 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::support::processes::{lives, signal};
 use crate::support::{Done, Project, Witness, await_that, text, trestle};
-
-fn kill(signal: &str, pid: &str) {
-    assert!(Command::new("kill").args([&format!("-{signal}"), "--", pid]).status().unwrap().success(), "kill -{signal} {pid}");
-}
-
-/// Whether a process runs: one that is over and not waited for does not.
-fn lives(pid: &str) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
-}
 
 fn start(project: &Project) -> Child {
     trestle(project.path()).args(["run"]).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0).spawn().unwrap()
@@ -43,9 +34,9 @@ fn a_child_that_is_stopped_for_a_while_changes_nothing() {
     let child = pid(&witness);
     for whom in [child.clone(), running.id().to_string(), child] {
         if lives(&whom) {
-            kill("STOP", &whom);
+            signal("STOP", &whom);
             std::thread::sleep(Duration::from_millis(200));
-            kill("CONT", &whom);
+            signal("CONT", &whom);
         }
     }
     let done = end(running);
@@ -69,7 +60,7 @@ fn a_child_that_ignores_sigterm_is_ended() {
     let running = start(&project);
     let child = pid(&witness);
     let asked = Instant::now();
-    kill("INT", &running.id().to_string());
+    signal("INT", &running.id().to_string());
     let done = end(running);
     assert_eq!(done.code, Some(130), "{done:?}");
     assert!(asked.elapsed() < Duration::from_secs(12), "took {:?}", asked.elapsed());
@@ -85,9 +76,9 @@ fn a_second_interruption_ends_at_once() {
     let running = start(&project);
     let child = pid(&witness);
     let asked = Instant::now();
-    kill("INT", &running.id().to_string());
+    signal("INT", &running.id().to_string());
     std::thread::sleep(Duration::from_millis(300));
-    kill("INT", &running.id().to_string());
+    signal("INT", &running.id().to_string());
     let done = end(running);
     assert_eq!(done.code, Some(130), "{done:?}");
     assert!(asked.elapsed() < Duration::from_secs(3), "took {:?}", asked.elapsed());
@@ -98,7 +89,7 @@ fn a_second_interruption_ends_at_once() {
     }
     let lingers = lives(&child);
     if lingers {
-        kill("KILL", &format!("-{child}"));
+        signal("KILL", &format!("-{child}"));
     }
     assert!(!lingers, "the child was left running");
     assert_eq!(project.plan()["quick"], "cached");
@@ -113,7 +104,7 @@ fn lingering(script: &str) {
     let left = pid(&witness);
     let lingers = lives(&left);
     if lingers {
-        kill("KILL", &left);
+        signal("KILL", &left);
     }
     assert!(!lingers, "what the stage left running was not ended");
 }

@@ -1,11 +1,12 @@
 //! Damaged stores and killed runs.
 
-use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use super::changes::chain;
-use crate::support::{Project, await_that, store, trestle};
+use crate::support::processes::{kill_session, signal};
+use crate::support::{Project, Witness, files, store, trestle, trestle_in_session};
 
 #[test]
 fn a_deleted_output_is_made_again() {
@@ -46,33 +47,56 @@ fn a_damaged_record_counts_as_none() {
     project.run().did(&["count", "times", "words"]);
 }
 
+/// Whatever byte of it is wrong.
+#[test]
+#[ignore = "bug: a damage that is found late ends the run (`the compiled pipeline beside the cache cannot be used`)"]
+fn a_damaged_plan_is_made_again() {
+    let project = chain();
+    project.run();
+    for plan in files(&store::plans(project.path())) {
+        let bytes = std::fs::read(&plan).unwrap();
+        for at in (0..bytes.len()).step_by(23) {
+            let mut other = bytes.clone();
+            other[at] ^= 1;
+            store::overwrite(&plan, &other);
+            project.write("src.txt", &format!("{at}\n"));
+            let run = project.call(&["run"]);
+            assert_eq!(run.code, Some(0), "{} at {at}: {}", plan.display(), run.err);
+        }
+    }
+}
+
+#[test]
+fn records_that_are_gone_are_missed_by_targets_and_all() {
+    let project = chain();
+    project.run();
+    store::records(project.path()).iter().for_each(|path| std::fs::remove_file(path).unwrap());
+    project.run_with(&["count"]).did(&["count"]);
+    project.run().did(&["times", "words"]);
+    assert_eq!(project.output("words", "t"), "result: 4\n");
+}
+
 #[test]
 fn a_run_that_was_killed_goes_on_where_it_was() {
-    let project = Project::new("");
-    // Commands cannot write to the project.
-    let outside = tempfile::tempdir().unwrap();
-    let marker = outside.path().join("second-runs");
-    project.write(
-        "trestle.yaml",
-        &format!(
-            "stages:
+    let witness = Witness::new();
+    let (log, says) = (witness.path(), witness.says("second"));
+    let project = Project::new(&format!(
+        "stages:
   first: {{ run: 'echo one > {{out.a}}', out: {{ a: a }} }}
   second:
     run: |
       printf half > {{out.b}}
-      if [ ! -e {marker} ]; then touch {marker}; sleep 30; fi
+      if ! grep -q second {log}; then {says}; sleep 30; fi
       printf ' and half' >> {{out.b}}
     in: {{ a: first }}
     out: {{ b: b }}
   third: {{ run: 'cat {{in.b}} > {{out.c}}', in: {{ b: second }}, out: {{ c: c }} }}
 ",
-            marker = marker.display()
-        ),
-    );
-    let mut child = trestle(project.path()).arg("run").process_group(0).spawn().unwrap();
-    await_that("the marker", || marker.exists());
-    let killed = std::process::Command::new("kill").args(["-KILL", "--", &format!("-{}", child.id())]).status().unwrap();
-    assert!(killed.success());
+        log = log.display()
+    ));
+    let mut child = trestle_in_session(project.path()).arg("run").stdout(Stdio::null()).spawn().unwrap();
+    witness.wait_for("second");
+    kill_session(&child.id().to_string());
     child.wait().unwrap();
     let run = project.run();
     run.did(&["second", "third"]);
@@ -83,16 +107,18 @@ fn a_run_that_was_killed_goes_on_where_it_was() {
 
 #[test]
 fn an_interruption_keeps_what_is_finished() {
-    let project = Project::new(
-        "stages:\n  quick: { run: 'echo 1 > {out.a}', out: { a: a } }\n  slow: { run: 'touch $MARK; sleep 30; cat {in.a} > {out.b}', in: { a: quick }, out: { b: b }, env: { MARK: '0' } }\n",
-    );
-    let outside = tempfile::tempdir().unwrap();
-    let marker = outside.path().join("slow-runs");
-    project.edit("trestle.yaml", "MARK: '0'", &format!("MARK: '{}'", marker.display()));
-    let child = trestle(project.path()).arg("run").stdout(std::process::Stdio::piped()).spawn().unwrap();
-    await_that("the marker", || marker.exists());
+    let witness = Witness::new();
+    let project = Project::new(&format!(
+        "stages:
+  quick: {{ run: 'echo 1 > {{out.a}}', out: {{ a: a }} }}
+  slow: {{ run: '{}; sleep 30; cat {{in.a}} > {{out.b}}', in: {{ a: quick }}, out: {{ b: b }} }}
+",
+        witness.says("slow")
+    ));
+    let child = trestle(project.path()).arg("run").stdout(Stdio::piped()).spawn().unwrap();
+    witness.wait_for("slow");
     let start = Instant::now();
-    std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    signal("INT", &child.id().to_string());
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(130));
     assert!(start.elapsed() < Duration::from_secs(10));
@@ -104,7 +130,7 @@ fn an_interruption_keeps_what_is_finished() {
 #[test]
 fn two_runs_at_once_execute_each_stage_once() {
     let project = Project::new("stages:\n  slow: { run: 'sleep 0.5; echo 1 > {out.a}', out: { a: a } }\n");
-    let start = || trestle(project.path()).args(["run", "--format", "json"]).stdout(std::process::Stdio::piped()).spawn().unwrap();
+    let start = || trestle(project.path()).args(["run", "--format", "json"]).stdout(Stdio::piped()).spawn().unwrap();
     let (a, b) = (start(), start());
     let said: Vec<String> = [a, b].map(|child| String::from_utf8(child.wait_with_output().unwrap().stdout).unwrap()).to_vec();
     let executed = said.iter().filter(|said| said.contains("\"executed\":1")).count();

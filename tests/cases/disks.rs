@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use super::changes::{CHAIN, chain};
 use crate::support::mount::Tmpfs;
-use crate::support::{Done, Project, store, text, trestle};
+use crate::support::{Done, Project, await_that, store, text, trestle};
 
 /// Trestle in a folder, its cache in another.
 fn call(dir: &Path, cache: &Path, args: &[&str]) -> Done {
@@ -48,7 +48,7 @@ fn a_full_disk_fails_in_words_and_is_forgotten_when_there_is_room() {
         if done.code == Some(0) {
             assert_eq!(out(project.path(), &cache, "c"), "60000\n");
         }
-        std::fs::remove_file(ballast).unwrap();
+        disk.lighten(&ballast);
         let again = call(project.path(), &cache, &["run"]);
         assert_eq!(again.code, Some(0), "with {pages} pages before: {}{}", again.out, again.err);
         assert_eq!(out(project.path(), &cache, "b").len(), 60000);

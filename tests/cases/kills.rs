@@ -2,12 +2,12 @@
 //!
 //! `TRESTLE_KILLS` says how often (26 if it is not set), `TRESTLE_SEED` at which moments.
 
-use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::support::{Done, Project, number, store, text, trestle};
+use crate::support::processes::kill_session;
+use crate::support::{Done, Project, number, store, text, trestle_in_session};
 
 /// Bytes of each file.
 const SIZE: usize = 2_000_000;
@@ -46,18 +46,20 @@ impl Random {
 }
 
 fn run(project: &Project, letter: char) -> Command {
-    let mut command = trestle(project.path());
-    command.args(["run", "--set", &format!("letter={letter}"), "-j", "2"]).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+    let mut command = trestle_in_session(project.path());
+    command.args(["run", "--set", &format!("letter={letter}"), "-j", "2"]).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }
 
 /// Runs and kills after a while: the program with all that it started, or alone.
-fn killed(project: &Project, letter: char, after: Duration, group: bool) {
-    let child = run(project, letter).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+fn killed(project: &Project, letter: char, after: Duration, all: bool) {
+    let mut child = run(project, letter).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     std::thread::sleep(after);
-    let whom = if group { format!("-{}", child.id()) } else { child.id().to_string() };
-    let _ = Command::new("kill").args(["-KILL", "--", &whom]).stderr(Stdio::null()).status();
-    let mut child = child;
+    if all {
+        kill_session(&child.id().to_string());
+    } else {
+        child.kill().unwrap();
+    }
     child.wait().unwrap();
 }
 
@@ -69,7 +71,7 @@ fn completed(project: &Project, letter: char) -> Done {
     let (sender, receiver) = std::sync::mpsc::channel();
     let waiting = std::thread::spawn(move || sender.send(child.wait_with_output().unwrap()));
     let Ok(output) = receiver.recv_timeout(PATIENCE) else {
-        let _ = Command::new("kill").args(["-KILL", "--", &format!("-{id}")]).status();
+        kill_session(&id.to_string());
         panic!("the run does not end");
     };
     waiting.join().unwrap().unwrap();
@@ -99,7 +101,7 @@ fn check(project: &Project, letter: char) {
 }
 
 /// Half of the kills that are asked for, each at another moment.
-fn kills(group: bool) {
+fn kills(all: bool) {
     let (count, seed) = (number("TRESTLE_KILLS", 26) / 2, number("TRESTLE_SEED", 0));
     let mut random = Random(u64::from(seed) ^ 0x9e37_79b9_7f4a_7c15);
     let mut left = count;
@@ -112,14 +114,20 @@ fn kills(group: bool) {
         for letter in 'b'..='h' {
             let some = (1 + random.below(3)).min(u64::from(left));
             for _ in 0..some {
-                killed(&project, letter, Duration::from_millis(random.below(whole + whole / 4 + 1)), group);
+                killed(&project, letter, Duration::from_millis(random.below(whole + whole / 4 + 1)), all);
             }
             left -= u32::try_from(some).unwrap();
-            completed(&project, letter);
+            let done = completed(&project, letter);
+            if !done.out.contains("0 executed") {
+                assert_eq!(
+                    store::unfinished(&store::folder(project.path())),
+                    Vec::<std::path::PathBuf>::new(),
+                    "unfinished things are left"
+                );
+            }
             check(&project, letter);
             let again = completed(&project, letter);
             assert!(again.out.contains("0 executed, 4 cached"), "{}", again.out);
-            assert_eq!(store::unfinished(&store::folder(project.path())), Vec::<std::path::PathBuf>::new(), "unfinished things are left");
         }
         // What was made before the kills is still what it was.
         check(&project, 'a');

@@ -5,6 +5,7 @@ mod commands;
 mod damage;
 mod disks;
 mod failures;
+mod half;
 mod kills;
 mod language;
 mod language_commands;

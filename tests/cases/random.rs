@@ -6,7 +6,6 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -16,7 +15,8 @@ use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, Test
 use serde_json::Value;
 
 use crate::support::model::{Content, Fate, Instance, Key, Mode, Op, Pipeline, Source, Stage};
-use crate::support::{files, number, store, trestle};
+use crate::support::processes::kill_session;
+use crate::support::{files, number, store, trestle, trestle_in_session};
 
 /// What a stage is grown from: any numbers make a sensible stage, so that proptest can make a case smaller.
 #[derive(Debug, Clone)]
@@ -410,10 +410,9 @@ impl Bench {
             let _ = writeln!(self.story, "  code {:?}: {heard:?} {said}", output.status.code());
             self.story
                 .extend(String::from_utf8_lossy(&output.stdout).lines().filter(|l| l.contains(r#":"failed""#)).map(|l| format!("  {l}\n")));
-            if self.damaged && self.must_start_anew(&said) {
-                continue;
-            }
-            if self.damaged && String::from_utf8_lossy(&output.stdout).contains("run again") {
+            let again = String::from_utf8_lossy(&output.stdout).contains("run again");
+            if self.damaged && (again || self.must_start_anew(&said)) {
+                self.learn(&heard);
                 continue;
             }
             self.judge(&wanted, &heard, output.status.code())?;
@@ -425,6 +424,11 @@ impl Bench {
 
     /// A cache whose mark cannot be read is refused, and the way out is to remove it.
     fn must_start_anew(&mut self, said: &str) -> bool {
+        // See `damage::a_damaged_plan_is_made_again`.
+        if said.contains("remove the folder `plans`") {
+            std::fs::remove_dir_all(store::plans(self.folder.path())).unwrap();
+            return true;
+        }
         let refused = said.contains("format");
         if refused {
             std::fs::remove_dir_all(store::folder(self.folder.path())).unwrap();
@@ -505,14 +509,19 @@ impl Bench {
 
     /// A run that is killed: what it said was done is in the cache, the rest perhaps.
     fn kill(&mut self, after_ms: u8) -> Verdict {
-        let mut command = trestle(self.folder.path());
-        command.args(["run", "--format", "json", "--keep-going"]).stdout(Stdio::piped()).stderr(Stdio::null()).process_group(0);
+        let mut command = trestle_in_session(self.folder.path());
+        command.args(["run", "--format", "json", "--keep-going"]).stdout(Stdio::piped()).stderr(Stdio::null());
         let child = command.spawn().unwrap();
         std::thread::sleep(Duration::from_millis(u64::from(after_ms)));
-        let whom = format!("-{}", child.id());
-        let _ = std::process::Command::new("kill").args(["-KILL", "--", &whom]).stderr(Stdio::null()).status();
+        kill_session(&child.id().to_string());
         let heard = Heard::of(&child.wait_with_output().unwrap().stdout);
         let _ = writeln!(self.story, "  {heard:?}");
+        self.learn(&heard);
+        Ok(())
+    }
+
+    /// What a run that did not come to its end said was done is in the cache, the rest perhaps.
+    fn learn(&mut self, heard: &Heard) {
         for (instance, fate) in self.pipeline.build() {
             let Fate::Gives(key, _) = fate else { continue };
             let name = self.pipeline.instance_name(&instance);
@@ -523,7 +532,6 @@ impl Bench {
                 self.perhaps.insert(key);
             }
         }
-        Ok(())
     }
 }
 

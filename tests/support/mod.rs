@@ -2,6 +2,7 @@
 
 pub mod model;
 pub mod mount;
+pub mod processes;
 pub mod store;
 mod witness;
 
@@ -57,6 +58,15 @@ pub fn trestle(dir: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_trestle"));
     let path = std::env::var_os("PATH").unwrap();
     command.current_dir(dir).env_clear().env("PATH", path).env("NO_COLOR", "1").env("COLUMNS", "100").stdin(Stdio::null());
+    command
+}
+
+/// The real binary as the leader of a session of its own, so that all that it starts can be found.
+pub fn trestle_in_session(dir: &Path) -> Command {
+    let plain = trestle(dir);
+    let mut command = Command::new("setsid");
+    command.arg(plain.get_program()).current_dir(dir).env_clear().stdin(Stdio::null());
+    command.envs(plain.get_envs().filter_map(|(name, value)| Some((name, value?))));
     command
 }
 

@@ -35,12 +35,23 @@ impl Tmpfs {
         assert!(mount(&["-o", if yes { "remount,ro" } else { "remount,rw" }, &self.text()]));
     }
 
+    /// Bytes that are free.
+    fn free(&self) -> usize {
+        let stat = Command::new("stat").args(["-f", "-c", "%a %S", &self.text()]).output().unwrap().stdout;
+        let numbers: Vec<usize> = String::from_utf8(stat).unwrap().split_whitespace().map(|number| number.parse().unwrap()).collect();
+        numbers[0] * numbers[1]
+    }
+
+    /// Removes the ballast; the kernel may take a moment to give its room back.
+    pub fn lighten(&self, ballast: &Path) {
+        std::fs::remove_file(ballast).unwrap();
+        super::await_that("room", || self.free() > 1 << 20);
+    }
+
     /// Fills all but `free` bytes, to the page; gives the file that does it.
     pub fn fill(&self, free: usize) -> PathBuf {
         let path = self.path().join("ballast");
-        let stat = Command::new("stat").args(["-f", "-c", "%a %S", &self.text()]).output().unwrap().stdout;
-        let numbers: Vec<usize> = String::from_utf8(stat).unwrap().split_whitespace().map(|number| number.parse().unwrap()).collect();
-        std::fs::write(&path, vec![0; (numbers[0] * numbers[1]).saturating_sub(free)]).unwrap();
+        std::fs::write(&path, vec![0; self.free().saturating_sub(free)]).unwrap();
         path
     }
 }

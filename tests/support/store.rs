@@ -23,6 +23,11 @@ pub fn records(project: &Path) -> Vec<PathBuf> {
     if path.is_file() { vec![path] } else { files(&path) }
 }
 
+/// What earlier runs left to make the next one quick.
+pub fn plans(project: &Path) -> PathBuf {
+    folder(project).join("plans")
+}
+
 /// What running processes have in the folder for unfinished things, or what dead ones left there.
 pub fn unfinished(cache: &Path) -> Vec<PathBuf> {
     let items = std::fs::read_dir(cache.join("tmp")).into_iter().flatten();
