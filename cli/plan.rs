@@ -4,18 +4,19 @@ use std::fmt::Write;
 use std::process::ExitCode;
 
 use serde_json::json;
-use trestle_engine::pipeline::Pipeline;
+use trestle_engine::pipeline::{Later, Pipeline};
 use trestle_engine::plan::{Fate, plan as plan_pipeline};
 
 use crate::args::{Format, Plan};
 use crate::fail::Fail;
+use crate::lists;
 use crate::project::Project;
 use crate::render::words::{reasons, waits};
 
 /// Prints what would run and why.
 pub fn plan(args: &Plan) -> Result<ExitCode, Fail> {
     let (project, targets) = Project::open(&args.words, &args.source, &trestle_stages::registry())?;
-    let wanted = project.wanted(&targets)?;
+    let (wanted, waiting) = lists::wanted(&project, &targets)?;
     let fates = plan_pipeline(&project.pipeline, &wanted, &project.cache, &project.last)?;
     project.cache.flush()?;
     let mut text = String::new();
@@ -35,6 +36,10 @@ pub fn plan(args: &Plan) -> Result<ExitCode, Fail> {
             text.push('\n');
         }
     }
+    for later in &waiting {
+        counts[1] += 1;
+        text.push_str(&unfolds(&project.pipeline, later, args.format));
+    }
     let [run, later, cached] = counts;
     // Writing into a String cannot fail.
     let _ = match args.format {
@@ -42,6 +47,15 @@ pub fn plan(args: &Plan) -> Result<ExitCode, Fail> {
         Format::Json => writeln!(text, "{}", json!({"event": "summary", "run": run, "later": later, "cached": cached})),
     };
     crate::print(&text)
+}
+
+/// A stage that cannot be expanded yet.
+fn unfolds(pipeline: &Pipeline, later: &Later, format: Format) -> String {
+    let maker = &pipeline.stages[later.stage].name;
+    match format {
+        Format::Human => format!("later  {}: for the items of `{maker}.{}`, which is not made yet\n", later.name, later.output),
+        Format::Json => format!("{}\n", json!({"event": "plan", "stage": later.name, "fate": "later", "waits": [maker]})),
+    }
 }
 
 /// Stages that are cached are only counted.

@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use trestle_cache::{Cache, Last};
 use trestle_engine::pipeline::{Pipeline, StageId};
-use trestle_engine::plan::{select, unknown_target};
+use trestle_engine::plan::unknown_target;
 use trestle_engine::problem::Problems;
+use trestle_engine::resolve::variants::Known;
 use trestle_engine::resolve::{self, Choices, Override};
 use trestle_engine::run::file_name;
 use trestle_engine::source::Files;
@@ -14,6 +15,7 @@ use trestle_engine::stage::Registry;
 
 use crate::args::Source;
 use crate::fail::Fail;
+use crate::lists::{self, Lists};
 use crate::words;
 
 /// Name of the folder that holds the cache and everything else of a project that is not its own.
@@ -29,20 +31,42 @@ pub struct Project {
     pub last: Last,
     /// Folder of the cache.
     pub folder: PathBuf,
+    file: PathBuf,
+    source: Source,
+    /// Lists that were read from the cache.
+    lists: Lists,
 }
 
 impl Project {
     /// Reads the pipeline that the command line names; the other words come back.
     pub fn open(free_words: &[String], source: &Source, registry: &Registry) -> Result<(Self, Vec<String>), Fail> {
         let (file, rest) = words::split(free_words, source)?;
-        let pipeline = load(&file, source, registry)?;
+        let lists = Lists::new();
+        let pipeline = load(&file, source, &lists, registry)?;
         let folder = match &source.cache {
             Some(folder) => folder.clone(),
             None => root(&pipeline.root).join(FOLDER),
         };
         let cache = Cache::open(&folder)?;
         let last = Last::open(&folder.join("last").join(format!("{}.journal", file_name(&pipeline.name))))?;
-        Ok((Self { pipeline: Arc::new(pipeline), cache: Arc::new(cache), last, folder }, rest))
+        let (pipeline, cache) = (Arc::new(pipeline), Arc::new(cache));
+        let mut project = Self { pipeline, cache, last, folder, file, source: source.clone(), lists };
+        project.unfold(registry)?;
+        Ok((project, rest))
+    }
+
+    /// Expands what waits for lists, as long as more of these are in the cache. Says whether there were any.
+    pub fn unfold(&mut self, registry: &Registry) -> Result<bool, Fail> {
+        let before = self.lists.len();
+        while !self.pipeline.later.is_empty() {
+            let known = self.lists.len();
+            self.lists.extend(lists::made(self)?);
+            if self.lists.len() == known {
+                break;
+            }
+            self.pipeline = Arc::new(load(&self.file, &self.source, &self.lists, registry)?);
+        }
+        Ok(self.lists.len() > before)
     }
 
     /// Folder for the logs of this pipeline's stages.
@@ -69,11 +93,11 @@ impl Project {
 
     /// Which stages the words ask for.
     pub fn wanted(&self, targets: &[String]) -> Result<Vec<bool>, Fail> {
-        Ok(select(&self.pipeline, targets)?)
+        Ok(lists::wanted(self, targets)?.0)
     }
 }
 
-fn load(file: &Path, source: &Source, registry: &Registry) -> Result<Pipeline, Fail> {
+fn load(file: &Path, source: &Source, lists: &Lists, registry: &Registry) -> Result<Pipeline, Fail> {
     let text = std::fs::read_to_string(file).map_err(|e| {
         Fail::with_help(
             format!("cannot read the pipeline file {}: {e}", file.display()),
@@ -82,19 +106,45 @@ fn load(file: &Path, source: &Source, registry: &Registry) -> Result<Pipeline, F
     })?;
     let mut files = Files::new();
     files.add(file.display().to_string(), text);
-    let resolved = resolve_files(file, source, registry, &mut files)?;
+    let resolved = resolve_files(file, source, lists, registry, &mut files)?;
     resolved.map_err(|problems| Fail::Pipeline { files, problems })
 }
 
-fn resolve_files(file: &Path, source: &Source, registry: &Registry, files: &mut Files) -> Result<Result<Pipeline, Problems>, Fail> {
+fn resolve_files(
+    file: &Path,
+    source: &Source,
+    lists: &Lists,
+    registry: &Registry,
+    files: &mut Files,
+) -> Result<Result<Pipeline, Problems>, Fail> {
     let absolute = std::path::absolute(file).map_err(|e| Fail::message(format!("cannot find {}: {e}", file.display())))?;
     let folder = absolute.parent().map_or_else(|| PathBuf::from("/"), Path::to_path_buf);
     let name = file.file_stem().map_or_else(|| "pipeline".to_owned(), |stem| stem.to_string_lossy().into_owned());
-    let environment = |name: &str| std::env::var(name).ok();
-    Ok(overrides(&source.set, files).and_then(|overrides| {
-        let choices = Choices { overrides, environment: &environment };
-        resolve::pipeline(files, &folder, &name, &choices, registry)
-    }))
+    let mut texts = Vec::new();
+    for path in &source.params {
+        let text = std::fs::read_to_string(path).map_err(|e| Fail::message(format!("cannot read the params {}: {e}", path.display())))?;
+        texts.push((path.display().to_string(), text));
+    }
+    let known = |stage: &str, output: &str| lists.get(&(stage.to_owned(), output.to_owned())).cloned();
+    Ok(choices(source, texts, &known, files).and_then(|choices| resolve::pipeline(files, &folder, &name, &choices, registry)))
+}
+
+/// What the command line and the environment choose.
+fn choices<'k>(source: &Source, texts: Vec<(String, String)>, known: Known<'k>, files: &mut Files) -> Result<Choices<'k>, Problems> {
+    let mut problems = Problems::new();
+    let mut params = Vec::new();
+    for (name, text) in texts {
+        let added = files.add(name, text);
+        match trestle_engine::source::parse(&added.text, added.base) {
+            Ok(node) => params.push(node),
+            Err(found) => problems.extend(found),
+        }
+    }
+    let overrides = overrides(&source.set, files).unwrap_or_else(|found| {
+        problems.extend(found);
+        Vec::new()
+    });
+    problems.or(Choices { profile: source.profile.clone(), params, overrides, environment: &|name| std::env::var(name).ok(), known })
 }
 
 fn overrides(set: &[String], files: &mut Files) -> Result<Vec<Override>, Problems> {

@@ -13,6 +13,7 @@ use trestle_engine::run::{Options, Summary, run as run_pipeline};
 
 use crate::args::{Format, Run};
 use crate::fail::Fail;
+use crate::lists::{self, Rounds};
 use crate::project::Project;
 use crate::render::{self, Render};
 
@@ -25,8 +26,9 @@ const PASSED: [&str; 5] = ["PATH", "HOME", "USER", "LANG", "LC_ALL"];
 
 /// Runs the pipeline.
 pub fn run(args: &Run) -> Result<ExitCode, Fail> {
-    let (mut project, targets) = Project::open(&args.words, &args.source, &trestle_stages::registry())?;
-    let wanted = project.wanted(&targets)?;
+    let registry = trestle_stages::registry();
+    let (mut project, targets) = Project::open(&args.words, &args.source, &registry)?;
+    let (mut wanted, mut later) = lists::wanted(&project, &targets)?;
     let mut render: Box<dyn Render> = match args.format {
         Format::Human => render::human(),
         Format::Json => Box::new(render::Json),
@@ -39,15 +41,34 @@ pub fn run(args: &Run) -> Result<ExitCode, Fail> {
         .enable_all()
         .build()
         .map_err(|e| Fail::message(format!("cannot start the runtime: {e}")))?;
-    let (pipeline, cache) = (Arc::clone(&project.pipeline), Arc::clone(&project.cache));
-    let result = runtime.block_on(async {
-        let cancel = interruptions();
-        let mut events = |event: Event| render.event(&event);
-        run_pipeline(&pipeline, &wanted, &cache, &mut project.last, &executor, &options, cancel, &mut events).await
-    });
-    let summary = result?;
+    let cancel = {
+        let _inside = runtime.enter();
+        interruptions()
+    };
+    let mut rounds = Rounds::default();
+    // Lists that stages are expanded over are made in rounds of their own; the last round is for everything.
+    let summary = loop {
+        let is_last = later.is_empty();
+        let now = if is_last { wanted.clone() } else { lists::makers(&project.pipeline, &later) };
+        let (pipeline, cache) = (Arc::clone(&project.pipeline), Arc::clone(&project.cache));
+        let mut events = |event: Event| {
+            if let Some(event) = rounds.event(event, is_last) {
+                render.event(&event);
+            }
+        };
+        let round = run_pipeline(&pipeline, &now, &cache, &mut project.last, &executor, &options, cancel.clone(), &mut events);
+        let summary = runtime.block_on(round)?;
+        if is_last || !lists::is_good(&summary) {
+            break rounds.total(summary);
+        }
+        rounds.next(&summary);
+        if !project.unfold(&registry)? {
+            return Err(Fail::message("a list that was just made cannot be found in the cache"));
+        }
+        (wanted, later) = lists::wanted(&project, &targets)?;
+    };
     settle(&project, &summary, render.as_mut())?;
-    if args.format == Format::Human && is_good(&summary) {
+    if args.format == Format::Human && lists::is_good(&summary) {
         render::tables(&project, &wanted)?;
     }
     Ok(exit_code(&summary))
@@ -64,10 +85,6 @@ fn settle(project: &Project, summary: &Summary, render: &mut dyn Render) -> Resu
         }
     }
     Ok(project.cache.flush()?)
-}
-
-fn is_good(summary: &Summary) -> bool {
-    summary.failed + summary.skipped + summary.cancelled == 0
 }
 
 fn exit_code(summary: &Summary) -> ExitCode {
