@@ -111,9 +111,33 @@ pub struct Run {
     /// After a failure go on with what does not depend on it
     #[arg(short, long)]
     pub keep_going: bool,
+    /// What keeps commands from files that they did not declare
+    #[arg(long, value_enum, default_value = "auto", env = "TRESTLE_SANDBOX")]
+    pub sandbox: SandboxMode,
     /// How to print
     #[arg(long, value_enum, default_value = "human")]
     pub format: Format,
+}
+
+/// See [`trestle_engine::executor::Sandbox`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum SandboxMode {
+    /// Landlock, or commands do not run
+    Strict,
+    /// Landlock where the kernel has it, else a folder of its own alone
+    Auto,
+    /// A folder of its own alone
+    Off,
+}
+
+impl From<SandboxMode> for trestle_engine::executor::Sandbox {
+    fn from(mode: SandboxMode) -> Self {
+        match mode {
+            SandboxMode::Strict => Self::Strict,
+            SandboxMode::Auto => Self::Auto,
+            SandboxMode::Off => Self::Off,
+        }
+    }
 }
 
 /// `plan`.

@@ -5,16 +5,14 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
-use trestle_cache::RunLock;
 use trestle_engine::event::Event;
-use trestle_engine::executor::{Executor, Local};
+use trestle_engine::executor::{Cancel, Executor, Local};
 use trestle_engine::run::{Options, Summary, run as run_pipeline};
 
 use crate::args::{Format, Run};
 use crate::fail::Fail;
 use crate::lists::{self, Rounds};
-use crate::project::Project;
+use crate::project::Session;
 use crate::render::{self, Render};
 
 /// How long a stage has to end after an interruption.
@@ -26,65 +24,80 @@ const PASSED: [&str; 5] = ["PATH", "HOME", "USER", "LANG", "LC_ALL"];
 
 /// Runs the pipeline.
 pub fn run(args: &Run) -> Result<ExitCode, Fail> {
-    let registry = trestle_stages::registry();
-    let (mut project, targets) = Project::open(&args.words, &args.source, &registry)?;
-    let (mut wanted, mut later) = lists::wanted(&project, &targets)?;
     let mut render: Box<dyn Render> = match args.format {
         Format::Human => render::human(),
         Format::Json => Box::new(render::Json),
     };
-    let held = lock(&project, render.as_mut())?;
-    project.cache.sweep_tmp(&held)?;
-    let options = options(args, &project);
-    let executor: Arc<dyn Executor> = Arc::new(local(&options)?);
+    let cancel = Cancel::new().map_err(|e| Fail::message(format!("cannot make a pipe: {e}")))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|e| Fail::message(format!("cannot start the runtime: {e}")))?;
-    let cancel = {
+    {
         let _inside = runtime.enter();
-        interruptions()
-    };
+        listen(cancel.clone());
+    }
     let mut rounds = Rounds::default();
     // Lists that stages are expanded over are made in rounds of their own; the last round is for everything.
-    let summary = loop {
-        let is_last = later.is_empty();
-        let now = if is_last { wanted.clone() } else { lists::makers(&project.pipeline, &later) };
-        let (pipeline, cache) = (Arc::clone(&project.pipeline), Arc::clone(&project.cache));
-        let mut events = |event: Event| {
-            if let Some(event) = rounds.event(event, is_last) {
-                render.event(&event);
-            }
-        };
-        let round = run_pipeline(&pipeline, &now, &cache, &mut project.last, &executor, &options, cancel.clone(), &mut events);
-        let summary = runtime.block_on(round)?;
-        if is_last || !lists::is_good(&summary) {
-            break rounds.total(summary);
+    loop {
+        if let Some(summary) = round(args, &runtime, &cancel, &mut rounds, render.as_mut())? {
+            return Ok(exit_code(&summary));
         }
-        rounds.next(&summary);
-        if !project.unfold(&registry)? {
-            return Err(Fail::message("a list that was just made cannot be found in the cache"));
-        }
-        (wanted, later) = lists::wanted(&project, &targets)?;
-    };
-    settle(&project, &summary, render.as_mut())?;
-    if args.format == Format::Human && lists::is_good(&summary) {
-        render::tables(&project, &wanted)?;
     }
-    Ok(exit_code(&summary))
 }
 
-/// Makes what was stored known by its stat, so that the next run need not read it again.
-fn settle(project: &Project, summary: &Summary, render: &mut dyn Render) -> Result<(), Fail> {
+/// One round; its counts if it was the last.
+fn round(
+    args: &Run,
+    runtime: &tokio::runtime::Runtime,
+    cancel: &Cancel,
+    rounds: &mut Rounds,
+    render: &mut dyn Render,
+) -> Result<Option<Summary>, Fail> {
+    let (mut session, targets) = Session::open(&args.words, &args.source)?;
+    let asked = lists::wanted(&session, &targets)?;
+    let is_last = asked.later.is_empty();
+    let asked = if is_last { asked } else { rounds.begin(asked, &session.compiled)? };
+    let wanted = |id: usize| asked.has(id);
+    let _held = session.cache.share()?;
+    let options = options(args, &session);
+    let executor: Arc<dyn Executor> = Arc::new(local(args, &options, &session)?);
+    let (compiled, cache) = (Arc::clone(&session.compiled), Arc::clone(&session.cache));
+    let mut events = |event: Event| {
+        if let Some(event) = rounds.event(event, is_last) {
+            render.event(&event);
+        }
+    };
+    let summary =
+        runtime.block_on(run_pipeline(&compiled, &mut session.planner, &wanted, &cache, &executor, &options, cancel, &mut events))?;
+    if !is_last && lists::is_good(&summary) {
+        // What the last run left of the other stages is not thrown away for what this round knows.
+        session.cache.flush()?;
+        rounds.end(&summary);
+        return Ok(None);
+    }
+    if args.format == Format::Human && lists::is_good(&summary) {
+        render::tables(&session, &wanted)?;
+    }
+    let summary = rounds.total(summary);
+    finish(session, &summary, render)?;
+    Ok(Some(summary))
+}
+
+/// Makes what was stored durable, and known by its stat, so that the next run need not read it again.
+fn finish(session: Session, summary: &Summary, render: &mut dyn Render) -> Result<(), Fail> {
     if summary.executed > 0 {
-        for blob in project.cache.settle(SETTLE_BYTES)? {
+        session.cache.sync()?;
+        for blob in session.cache.settle(SETTLE_BYTES)? {
             render.note(&format!(
                 "warning: blob:{} was changed in the store by a stage that reads it; the stage that makes it will run again",
                 blob.short()
             ));
         }
+        // What runs that were killed left lies in nobody's way, so it waits until there is time.
+        session.cache.sweep_tmp()?;
     }
-    Ok(project.cache.flush()?)
+    session.keep()
 }
 
 fn exit_code(summary: &Summary) -> ExitCode {
@@ -95,21 +108,16 @@ fn exit_code(summary: &Summary) -> ExitCode {
     }
 }
 
-/// One run at a time uses a cache; the system frees the lock of a run that died.
-fn lock(project: &Project, render: &mut dyn Render) -> Result<RunLock, Fail> {
-    if let Some(lock) = project.cache.try_lock()? {
-        return Ok(lock);
-    }
-    render.note("waiting for another run in this project to end");
-    Ok(project.cache.lock()?)
-}
-
-fn options(args: &Run, project: &Project) -> Options {
+fn options(args: &Run, session: &Session) -> Options {
     let machine = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let env: BTreeMap<String, String> = PASSED.iter().filter_map(|name| Some(((*name).to_owned(), std::env::var(name).ok()?))).collect();
     Options {
         cpus: args.jobs.map_or(machine, usize::from),
+        memory: memory(),
+        gpus: gpus(),
+        pools: session.compiled.pools.clone(),
         keep_going: args.keep_going,
+        report_cached: args.format == Format::Json,
         env,
         host: std::fs::read_to_string("/proc/sys/kernel/hostname").map_or_else(|_| "unknown".to_owned(), |name| name.trim().to_owned()),
         versions: BTreeMap::from([
@@ -117,29 +125,48 @@ fn options(args: &Run, project: &Project) -> Options {
             ("target".to_owned(), format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS)),
             ("instructions".to_owned(), trestle_stages::instruction_set().to_owned()),
         ]),
-        logs: project.logs(),
+        logs: session.logs(),
+        root: session.root().to_owned(),
     }
 }
 
-fn local(options: &Options) -> Result<Local, Fail> {
-    let program = std::env::current_exe().map_err(|e| Fail::message(format!("cannot find this program: {e}")))?;
-    Ok(Local { program: vec![program.into_os_string()], env: options.env.clone(), grace: GRACE })
+/// Memory of this machine in bytes; without bound where it does not say.
+fn memory() -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:")).unwrap_or_default();
+    line.trim().trim_end_matches(" kB").parse::<u64>().map_or(u64::MAX, |kib| kib << 10)
 }
 
-/// Turns true at the first Ctrl-C (or SIGTERM); the second ends the program at once.
-fn interruptions() -> watch::Receiver<bool> {
-    let (sender, receiver) = watch::channel(false);
+/// The GPUs that this process may use: those that `CUDA_VISIBLE_DEVICES` names, else all whose device file is there.
+fn gpus() -> Vec<u32> {
+    if let Ok(visible) = std::env::var("CUDA_VISIBLE_DEVICES") {
+        return visible.split(',').filter_map(|number| number.trim().parse().ok()).collect();
+    }
+    (0..64).filter(|number| std::path::Path::new(&format!("/dev/nvidia{number}")).exists()).collect()
+}
+
+fn local(args: &Run, options: &Options, session: &Session) -> Result<Local, Fail> {
+    let program = std::env::current_exe().map_err(|e| Fail::message(format!("cannot find this program: {e}")))?;
+    let closed = vec![session.root().to_owned(), session.cache.root().to_owned()];
+    let rooms = session.cache.root().join("tmp");
+    Ok(Local::new(vec![program.into_os_string()], options.env.clone(), GRACE, args.sandbox.into(), closed, rooms))
+}
+
+/// The first Ctrl-C (or SIGTERM) asks for the end; the second ends everything now.
+fn listen(cancel: Cancel) {
     tokio::spawn(async move {
         if interruption().await.is_err() {
             return;
         }
-        // Nobody listens only when the run is over.
-        let _ = sender.send(true);
-        if interruption().await.is_ok() {
-            std::process::exit(130);
+        cancel.end();
+        if interruption().await.is_err() {
+            return;
         }
+        cancel.kill();
+        // Time enough to note what was finished; a third Ctrl-C is not needed.
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        std::process::exit(130);
     });
-    receiver
 }
 
 async fn interruption() -> std::io::Result<()> {

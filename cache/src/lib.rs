@@ -22,11 +22,11 @@ mod manifest;
 mod record;
 mod store;
 
-pub use cache::{Cache, Health, How, RunLock};
+pub use cache::{Cache, Claim, FileStat, Health, How, RunLock};
 pub use content::{BadTree, Content, Entry, ObjectId, Tree};
 pub use digest::{ActionKey, BlobId, Digest, ParseDigestError, TreeId};
 pub use error::{Error, Result};
 pub use last::Last;
 pub use manifest::{Change, DuplicateIngredient, Ingredient, Manifest, Section};
 pub use record::{ActionRecord, BadRecord, Lookup, Provenance};
-pub use store::{LocalStore, MemoryStore, Store};
+pub use store::{Durability, LocalStore, MemoryStore, Store};

@@ -95,6 +95,13 @@ impl Render for Live {
                 let line = format!("{} {}", paint(31, "✘"), words::failure(stage, failure));
                 self.end(stage, &line);
             }
+            Event::Retrying { stage, failure, seconds, .. } => {
+                let line = format!("{} {}", paint(33, "↻"), words::retry(stage, failure, *seconds));
+                if let Some(bar) = self.running.remove(stage) {
+                    bar.finish_and_clear();
+                }
+                self.line(&line);
+            }
             Event::Skipped { stage, because } => self.end(stage, &format!("{} {stage}: {because} failed", paint(33, "–"))),
             Event::Cancelled { stage } => self.end(stage, &format!("{} {stage}: interrupted", paint(33, "–"))),
             Event::Summary(summary) => {

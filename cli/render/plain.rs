@@ -38,6 +38,7 @@ impl Render for Plain {
                     .to_owned()
             }
             Event::Failed { stage, failure } => words::failure(stage, failure),
+            Event::Retrying { stage, failure, seconds, .. } => words::retry(stage, failure, *seconds),
             Event::Skipped { stage, because } => format!("skipped {stage}: {because} failed"),
             Event::Cancelled { stage } => format!("cancelled {stage}"),
             Event::Summary(summary) => words::summary(summary),

@@ -64,6 +64,18 @@ pub enum Event {
         #[serde(flatten)]
         failure: Failure,
     },
+    /// A stage failed and will be tried again.
+    Retrying {
+        /// Name of the stage.
+        stage: String,
+        /// Why it failed.
+        #[serde(flatten)]
+        failure: Failure,
+        /// How often it was tried.
+        tries: u32,
+        /// The pause before it is tried again.
+        seconds: f64,
+    },
     /// A stage was not tried because one that it needs failed.
     Skipped {
         /// Name of the stage.

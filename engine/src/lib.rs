@@ -3,11 +3,13 @@
 //! It knows the cache below it and the [`stage::Stage`] trait above it, never a concrete stage.
 
 pub mod action;
+pub mod compiled;
 pub mod error;
 pub mod event;
 pub mod executor;
 pub mod graph;
 pub mod job;
+pub mod memo;
 pub mod pipeline;
 pub mod plan;
 pub mod problem;

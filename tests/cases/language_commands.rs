@@ -27,7 +27,6 @@ fn the_shell_can_be_another_program() {
 }
 
 #[test]
-#[ignore = "the executor does not do it yet"]
 fn a_command_starts_in_its_workdir_and_finds_its_paths() {
     let project = Project::new(
         "stages:
@@ -43,7 +42,6 @@ fn a_command_starts_in_its_workdir_and_finds_its_paths() {
 }
 
 #[test]
-#[ignore = "the executor does not do it yet"]
 fn what_a_command_prints_can_be_an_output() {
     let project = Project::new("stages:\n  a: { run: 'echo printed; echo heard >&2', stdout: text, out: { text: a.txt } }\n");
     project.run().did(&["a"]);

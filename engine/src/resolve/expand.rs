@@ -9,6 +9,7 @@ use super::program::Program;
 use super::project::{Finder, is_pattern};
 use super::variants::too_many;
 use super::{Choices, MAX_STAGES};
+use crate::compiled::Dependency;
 use crate::pipeline::{Labels, Later, Origin, Output, Stage, StageId, expanded_name};
 use crate::problem::{Problem, Problems, Span};
 use crate::reference::{Reference, Wanted};
@@ -69,6 +70,8 @@ pub struct Expanded {
     pub stages: Vec<Stage>,
     /// What cannot be expanded yet.
     pub later: Vec<Later>,
+    /// Patterns that were looked for.
+    pub patterns: Vec<Dependency>,
 }
 
 impl<'s> Expander<'s> {
@@ -138,7 +141,7 @@ impl<'s> Expander<'s> {
         let mut later: Vec<(usize, Later)> = self.later.into_iter().collect();
         later.sort_by_key(|(base, _)| *base);
         let later = later.into_iter().map(|(_, later)| Later { stage: place[later.stage], ..later }).collect();
-        Expanded { stages, later }
+        Expanded { stages, later, patterns: self.finder.patterns }
     }
 
     /// Notes a stage that waits for a list, or reads from one that does.

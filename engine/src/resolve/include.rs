@@ -6,6 +6,7 @@ use serde_json::{Map, Value};
 
 use super::program::{Program, Unit};
 use super::{settings, values};
+use crate::compiled::Dependency;
 use crate::pipeline::Labels;
 use crate::problem::{Problem, Problems, Span};
 use crate::source::{self, Data, Files, MAX_BYTES, Node};
@@ -99,6 +100,7 @@ impl Loader<'_> {
         });
         match text {
             Ok(text) => {
+                self.program.dependencies.push(Dependency::file(path, &text));
                 let source = self.files.add(name.display().to_string(), text);
                 source::parse(&source.text, source.base).map_err(|found| self.problems.extend(found)).ok()
             }

@@ -8,7 +8,7 @@ mod include;
 mod join;
 mod params;
 mod program;
-mod project;
+pub(crate) mod project;
 mod settings;
 mod values;
 pub mod variants;
@@ -16,6 +16,7 @@ mod when;
 
 use std::path::Path;
 
+use crate::compiled::Dependency;
 use crate::pipeline::Pipeline;
 use crate::problem::{Problem, Problems};
 use crate::source::{self, Files};
@@ -64,7 +65,9 @@ pub fn pipeline(
     let mut drafted = drafts::draft(&program, files, choices.known, &mut problems);
     let order = drafts::order(&program, &drafted, &mut problems);
     let expander = expand::Expander::new(&program, files, registry, choices);
-    let expand::Expanded { stages, later } = expander.run(&mut drafted, &order, &mut problems);
-    let Program { mut units, pools, .. } = program;
-    problems.or(Pipeline { name, root: root.to_owned(), params: units.swap_remove(0).params, pools, stages, later })
+    let expand::Expanded { stages, later, patterns } = expander.run(&mut drafted, &order, &mut problems);
+    let lists = program.stages.iter().any(|stage| variants::takes_output(stage, &program)).then_some(Dependency::List);
+    let Program { mut units, pools, mut dependencies, .. } = program;
+    dependencies.extend(patterns.into_iter().chain(lists));
+    problems.or(Pipeline { name, root: root.to_owned(), params: units.swap_remove(0).params, pools, stages, later, dependencies })
 }

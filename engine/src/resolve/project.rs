@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
+use crate::compiled::Dependency;
 use crate::problem::{Problem, Span};
 
 /// Patterns match files that are named with `.` in front only where the pattern has one too, and never across a `/`.
@@ -22,6 +23,8 @@ pub struct Found {
 #[derive(Debug, Default)]
 pub struct Finder {
     seen: HashMap<PathBuf, bool>,
+    /// Patterns that were looked for, with what they fitted.
+    pub patterns: Vec<Dependency>,
 }
 
 /// Whether a path is a pattern for several files.
@@ -36,7 +39,10 @@ impl Finder {
     /// If there is nothing.
     pub fn find(&mut self, root: &Path, written: &str, span: Span) -> Result<Vec<Found>, Problem> {
         if is_pattern(written) {
-            return matching(root, written, span);
+            let found = matching(root, written, span)?;
+            let names: Vec<&str> = found.iter().map(|found| found.written.as_str()).collect();
+            self.patterns.push(Dependency::pattern(root, written, &names));
+            return Ok(found);
         }
         let path = root.join(written);
         if !*self.seen.entry(path.clone()).or_insert_with_key(|path| path.exists()) {
@@ -46,6 +52,11 @@ impl Finder {
         }
         Ok(vec![Found { path, written: written.to_owned() }])
     }
+}
+
+/// Names of the files that fit a pattern; none if there is no such file.
+pub fn names(root: &Path, pattern: &str) -> Option<Vec<String>> {
+    Some(matching(root, pattern, Span::default()).ok()?.into_iter().map(|found| found.written).collect())
 }
 
 fn matching(root: &Path, pattern: &str, span: Span) -> Result<Vec<Found>, Problem> {

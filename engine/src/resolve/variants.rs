@@ -72,6 +72,11 @@ pub fn variants(stage: &StageSpec, program: &Program, files: &Files, known: Know
     problems.or(Variants::Known(variants))
 }
 
+/// Whether the items of a stage come from an output.
+pub fn takes_output(stage: &StageSpec, program: &Program) -> bool {
+    stage.foreach.as_ref().is_some_and(|(_, node)| output(node, program.unit(stage), program).is_some())
+}
+
 /// The complaint about a pipeline that grows over the budget.
 pub fn too_many(stage: &StageSpec) -> Problem {
     Problem::new("matrix::too-large", format!("the pipeline expands to more than {MAX_STAGES} stages"))
