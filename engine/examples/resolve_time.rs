@@ -8,6 +8,10 @@ use trestle_engine::resolve::{self, Choices};
 use trestle_engine::source::{Files, parse};
 use trestle_engine::stage::Registry;
 
+/// As the program has it: half of the time goes into memory.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// `count` stages in layers of a hundred; each reads two of the layer before.
 fn layered(count: usize) -> String {
     let mut text = String::from("stages:\n");

@@ -146,6 +146,9 @@ impl<'s> Expander<'s> {
 
     /// Notes a stage that waits for a list, or reads from one that does.
     fn is_later(&mut self, base: usize, drafts: &[&Draft], drafted: &Drafted) -> bool {
+        if drafted.later.is_empty() {
+            return false;
+        }
         let index = |reference: &Reference| self.program.index.get(&reference.stage);
         let wants = drafts.iter().flat_map(|draft| &draft.inputs).flat_map(|input| &input.wants);
         let references = wants.filter_map(|(wanted, _)| if let Wanted::Output(reference) = wanted { Some(reference) } else { None });
