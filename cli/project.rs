@@ -285,6 +285,19 @@ fn read_params(path: &Path) -> Result<(String, String), Fail> {
     Ok((path.display().to_string(), text))
 }
 
+/// The cache that is meant: the one named, else that of the project in which the command is called. It must be there.
+pub fn cache_folder(named: Option<&Path>) -> Result<PathBuf, Fail> {
+    let here = std::env::current_dir().map_err(|e| Fail::message(format!("cannot find the current folder: {e}")))?;
+    let folder = named.map_or_else(|| root(&here).join(FOLDER), Path::to_path_buf);
+    if folder.join("format").exists() {
+        return Ok(folder);
+    }
+    Err(Fail::with_help(
+        format!("there is no cache at {}", folder.display()),
+        "call this inside of a project that has run, or name it with `--cache`",
+    ))
+}
+
 /// The root of the project that `folder` belongs to: the nearest folder above that has a cache, else a repository, else itself.
 fn root(folder: &Path) -> PathBuf {
     let nearest = |name: &str| folder.ancestors().find(|dir| dir.join(name).exists()).map(Path::to_path_buf);

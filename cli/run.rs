@@ -117,6 +117,7 @@ fn options(args: &Run, session: &Session) -> Options {
         gpus: gpus(),
         pools: session.compiled.pools.clone(),
         keep_going: args.keep_going,
+        verbose: args.verbose,
         report_cached: args.format == Format::Json,
         env,
         host: std::fs::read_to_string("/proc/sys/kernel/hostname").map_or_else(|_| "unknown".to_owned(), |name| name.trim().to_owned()),

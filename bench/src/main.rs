@@ -141,7 +141,7 @@ fn tools(args: &Args) -> Result<(Vec<Tool>, Vec<String>), String> {
             absent.push("trestle sandbox-off: this binary has no `--sandbox`".to_owned());
         }
     }
-    for name in &args.peers {
+    for name in args.peers.iter().filter(|name| !name.is_empty()) {
         match Tool::peer(name, path_of(args, name)?.as_deref(), args.jobs) {
             Ok(tool) => tools.push(tool),
             Err(why) if PEERS.contains(&name.as_str()) => absent.push(format!("{name}: {why}")),

@@ -19,12 +19,16 @@
 //! [`Cache::settle`] and whenever the blob is given out.
 
 mod claim;
+mod gc;
 mod give;
 mod stats;
 mod take;
+mod verify;
 
 pub use claim::Claim;
+pub use gc::{Bounds, Collected};
 pub use stats::FileStat;
+pub use verify::Verified;
 
 #[cfg(test)]
 mod tests;

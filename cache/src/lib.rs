@@ -22,7 +22,7 @@ mod manifest;
 mod record;
 mod store;
 
-pub use cache::{Cache, Claim, FileStat, Health, How, RunLock};
+pub use cache::{Bounds, Cache, Claim, Collected, FileStat, Health, How, RunLock, Verified};
 pub use content::{BadTree, Content, Entry, ObjectId, Tree};
 pub use digest::{ActionKey, BlobId, Digest, ParseDigestError, TreeId};
 pub use error::{Error, Result};

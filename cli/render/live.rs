@@ -86,6 +86,7 @@ impl Render for Live {
             }
             Event::Running { stage, reasons, .. } => self.begin(stage, &words::reasons(reasons)),
             Event::Progress { stage, progress } => self.progress(stage, progress),
+            Event::Output { stage, line } => self.line(&format!("{} {line}", paint(2, &format!("{stage} |")))),
             Event::Done { stage, seconds, metrics, .. } => {
                 let time = words::duration(Duration::from_secs_f64(*seconds));
                 let line = format!("{} {stage}  {}  {}", paint(32, "✔"), paint(2, &time), words::metrics(metrics));

@@ -32,6 +32,7 @@ impl Render for Plain {
                 Some(line) => line,
                 None => return,
             },
+            Event::Output { stage, line } => format!("{stage} | {line}"),
             Event::Done { stage, seconds, metrics, .. } => {
                 format!("done    {stage}  {}  {}", words::duration(Duration::from_secs_f64(*seconds)), words::metrics(metrics))
                     .trim_end()

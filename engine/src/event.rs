@@ -45,6 +45,13 @@ pub enum Event {
         #[serde(flatten)]
         progress: Progress,
     },
+    /// A stage printed a line, and those were asked for.
+    Output {
+        /// Name of the stage.
+        stage: String,
+        /// The line.
+        line: String,
+    },
     /// A stage is done and its outputs are stored.
     Done {
         /// Name of the stage.

@@ -1,5 +1,6 @@
 #![allow(clippy::unwrap_used)]
 
+use std::collections::BTreeMap;
 use std::fs::{self, FileTimes, OpenOptions, Permissions};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
@@ -7,6 +8,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::*;
+use crate::manifest::{Manifest, Section};
+use crate::record::Provenance;
 use crate::record::{BadRecord, tests::sample};
 use crate::store::Durability;
 
@@ -452,4 +455,48 @@ fn another_format_is_refused() {
     fs::write(project.path(".trestle/format"), "trestle cache v0\n").unwrap();
     let error = Cache::open(project.path(".trestle")).unwrap_err();
     assert!(matches!(&error, Error::Format { found, .. } if found == "trestle cache v0"), "{error}");
+}
+
+fn record_of(project: &Project, name: &str, made: u64) -> ActionRecord {
+    let mut manifest = Manifest::new();
+    manifest.push(Section::Stage, "kind", name);
+    let content = project.cache.ingest(project.write("out", &name.repeat(1000)), Durability::Later).unwrap();
+    let provenance = Provenance { stage: name.to_owned(), started_unix_ms: made, ..Provenance::default() };
+    let record = ActionRecord::new(manifest, [("out".to_owned(), content)].into(), BTreeMap::new(), provenance);
+    project.cache.put_record(&record).unwrap();
+    record
+}
+
+#[test]
+fn collecting_keeps_what_is_referred_to_and_the_newest() {
+    let project = Project::new();
+    let records: Vec<_> = (1..=4).map(|i| record_of(&project, &format!("{i}"), i)).collect();
+    // A blob that no record names: a killed run.
+    project.cache.ingest(project.write("out", "orphan"), Durability::Later).unwrap();
+    let live = [records[0].key].into();
+    let lock = project.cache.try_lock().unwrap().unwrap();
+    let bounds = Bounds { max_size: Some(2000), dry_run: true, ..Bounds::default() };
+    let planned = project.cache.collect(&lock, &live, &bounds).unwrap();
+    assert_eq!((planned.records, planned.records_removed, planned.records_live, planned.blobs, planned.blobs_removed), (4, 2, 1, 5, 3));
+    assert!(project.cache.record(&records[1].key).unwrap().is_some(), "a dry run removes nothing");
+    assert_eq!(project.cache.collect(&lock, &live, &Bounds { dry_run: false, ..bounds }).unwrap(), planned);
+    let left: Vec<bool> = records.iter().map(|record| project.cache.record(&record.key).unwrap().is_some()).collect();
+    assert_eq!(left, [true, false, false, true]);
+    assert_eq!(project.cache.check(&records[0].outputs["out"]).unwrap(), Health::Sound);
+    let old = Bounds { max_age: Some(std::time::Duration::from_secs(1)), ..Bounds::default() };
+    assert_eq!(project.cache.collect(&lock, &live, &old).unwrap().records_removed, 1);
+    assert!(project.cache.record(&records[0].key).unwrap().is_some(), "it is referred to");
+}
+
+#[test]
+fn verifying_finds_and_mends() {
+    let project = Project::new();
+    let records: Vec<_> = (1..=3).map(|i| record_of(&project, &format!("{i}"), i)).collect();
+    assert!(project.cache.verify(false).unwrap().is_sound());
+    flip(&project.cache.blob_path(&blob(&records[0].outputs["out"])));
+    fs::remove_file(project.cache.blob_path(&blob(&records[1].outputs["out"]))).unwrap();
+    let found = project.cache.verify(true).unwrap();
+    assert_eq!((found.records, found.blobs, found.bad_blobs.len(), found.incomplete.len()), (1, 1, 1, 2));
+    assert!(project.cache.verify(false).unwrap().is_sound());
+    assert!(project.cache.record(&records[0].key).unwrap().is_none());
 }

@@ -4,6 +4,7 @@ mod cancel;
 mod direct;
 mod process;
 mod sandbox;
+mod strays;
 
 pub use cancel::Cancel;
 pub use sandbox::Sandbox;
@@ -11,6 +12,8 @@ pub use sandbox::Sandbox;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::File;
+use std::io::Write;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
@@ -19,7 +22,7 @@ use std::time::{Duration, Instant};
 
 use crate::job::Message;
 use crate::stage::{Progress, StageError};
-use process::{End, Limits, supervise};
+use process::{End, Limits, Stream, supervise};
 use sandbox::Spawners;
 
 /// What is to be run: a native stage's job file, or a command.
@@ -60,6 +63,17 @@ pub struct Order {
     pub log: PathBuf,
     /// After this long it is ended, and has failed.
     pub timeout: Option<Duration>,
+    /// Also say every line that it prints.
+    pub verbose: bool,
+}
+
+/// What a running task says.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Said {
+    /// How far it is.
+    Progress(Progress),
+    /// A line that it printed, if the order asked for them.
+    Line(String),
 }
 
 /// What a task that ended well reported.
@@ -90,7 +104,7 @@ pub trait Executor: Send + Sync {
     ///
     /// # Errors
     /// Why it did not end well.
-    fn execute(&self, order: &Order, progress: &mut dyn FnMut(Progress), cancel: &Cancel) -> Result<Outcome, Ended>;
+    fn execute(&self, order: &Order, say: &mut dyn FnMut(Said), cancel: &Cancel) -> Result<Outcome, Ended>;
 }
 
 /// Processes on this machine, each in a process group of its own.
@@ -115,43 +129,71 @@ impl Local {
         closed: Vec<PathBuf>,
         rooms: PathBuf,
     ) -> Self {
+        strays::adopt();
         Self { program, env, grace, spawners: Spawners::new(sandbox, closed, rooms), found: Mutex::default() }
     }
 }
 
 impl Executor for Local {
-    fn execute(&self, order: &Order, progress: &mut dyn FnMut(Progress), cancel: &Cancel) -> Result<Outcome, Ended> {
+    fn execute(&self, order: &Order, say: &mut dyn FnMut(Said), cancel: &Cancel) -> Result<Outcome, Ended> {
         let limits = Limits { cancel, deadline: order.timeout.map(|timeout| Instant::now() + timeout), grace: self.grace };
         match &order.task {
-            Task::Native { job } => self.native(order, job, progress, &limits),
-            Task::Command { .. } => self.command(order, &limits),
+            Task::Native { job } => self.native(order, job, say, &limits),
+            Task::Command { .. } => self.command(order, say, &limits),
         }
     }
 }
 
 impl Local {
-    fn native(&self, order: &Order, job: &Path, progress: &mut dyn FnMut(Progress), limits: &Limits<'_>) -> Result<Outcome, Ended> {
+    fn native(&self, order: &Order, job: &Path, say: &mut dyn FnMut(Said), limits: &Limits<'_>) -> Result<Outcome, Ended> {
         let (program, arguments) = self.program.split_first().ok_or_else(|| failed("no program to run jobs with"))?;
         let mut command = Command::new(program);
         command.args(arguments).arg("job").arg(job);
         command.env_clear().envs(&self.env).env("RAYON_NUM_THREADS", order.threads.to_string());
-        command.stdout(Stdio::piped()).stderr(open_log(order)?);
+        let (output, (protocol, theirs)) = (Output::to_log(order)?, pipe()?);
+        command.stdout(theirs).stderr(output.handle()?);
         place(&mut command, &order.work);
-        let mut child = command.spawn().map_err(|e| failed(format!("cannot start this program: {e}")))?;
-        let pipe = child.stdout.take();
+        let child = command.spawn().map_err(|e| failed(format!("cannot start this program: {e}")))?;
+        let mut log = output.sink();
+        // The child has its own ends of the pipes now; as long as there are others, the pipes have no end.
+        drop(command);
+        drop(output.write);
         let mut heard = Heard::default();
-        let ended = supervise(child, limits, pipe, &mut |line| heard.line(line, progress)).map_err(unwatched)?;
+        let say = std::cell::RefCell::new(say);
+        let mut messages = |line: &str| heard.line(line, &mut |progress| (say.borrow_mut())(Said::Progress(progress)));
+        let mut lines = |line: &str| {
+            log(line);
+            (say.borrow_mut())(Said::Line(line.to_owned()));
+        };
+        let mut streams = vec![Stream::new(protocol, &mut messages).map_err(unwatched)?];
+        if let Some(read) = output.read {
+            streams.push(Stream::new(read, &mut lines).map_err(unwatched)?);
+        }
+        let ended = supervise(child, limits, None, &mut streams).map_err(unwatched)?;
+        drop(streams);
         came_to_its_end(&ended, order)?;
         let outcome = heard.conclude(ended.status)?;
         Ok(Outcome { cpu: Some(ended.cpu), sandbox: "native".to_owned(), ..outcome })
     }
 
-    fn command(&self, order: &Order, limits: &Limits<'_>) -> Result<Outcome, Ended> {
-        let Task::Command { network, .. } = &order.task else { return Err(failed("this is no command")) };
-        let (command, name) = self.prepare(order)?;
+    fn command(&self, order: &Order, say: &mut dyn FnMut(Said), limits: &Limits<'_>) -> Result<Outcome, Ended> {
+        let Task::Command { network, env, .. } = &order.task else { return Err(failed("this is no command")) };
+        let output = Output::to_log(order)?;
+        let (command, name) = self.prepare(order, &output)?;
+        let mut log = output.sink();
+        let mark = env.get("TMPDIR").map(|folder| format!("TMPDIR={folder}"));
         let (child, sandbox) = self.spawners.spawn(command, *network).map_err(Ended::Failed)?;
         let child = child.map_err(|e| not_started(&name, &e))?;
-        let ended = supervise(child, limits, None, &mut |_| {}).map_err(unwatched)?;
+        let mut lines = |line: &str| {
+            log(line);
+            say(Said::Line(line.to_owned()));
+        };
+        drop(output.write);
+        let mut streams = Vec::new();
+        if let Some(read) = output.read {
+            streams.push(Stream::new(read, &mut lines).map_err(unwatched)?);
+        }
+        let ended = supervise(child, limits, mark.as_deref(), &mut streams).map_err(unwatched)?;
         came_to_its_end(&ended, order)?;
         if !ended.status.success() {
             return Err(failed(format!("the command {}", describe(ended.status))));
@@ -160,13 +202,11 @@ impl Local {
     }
 
     /// The command as a process to start, and what it is called in messages.
-    fn prepare(&self, order: &Order) -> Result<(Command, String), Ended> {
+    fn prepare(&self, order: &Order, output: &Output) -> Result<(Command, String), Ended> {
         let Task::Command { shell, script, env, workdir, stdout, .. } = &order.task else { return Err(failed("this is no command")) };
         let folder = order.work.join(workdir);
         let simple = if *shell == DEFAULT_SHELL { direct::parse(script) } else { None };
         let simple = simple.and_then(|direct| Some((self.find(direct.program, env)?, direct)));
-        let log = open_log(order)?;
-        let also = || log.try_clone().map_err(|e| failed(format!("cannot open the log: {e}")));
         let mut target = stdout.clone();
         let (mut command, name) = match simple {
             Some((path, direct)) => {
@@ -186,9 +226,9 @@ impl Local {
         };
         match target {
             Some(path) => command.stdout(File::create(&path).map_err(|e| failed(format!("cannot write {}: {e}", path.display())))?),
-            None => command.stdout(also()?),
+            None => command.stdout(output.handle()?),
         };
-        command.stderr(log).env_clear().envs(env);
+        command.stderr(output.handle()?).env_clear().envs(env);
         place(&mut command, &folder);
         Ok((command, name))
     }
@@ -233,12 +273,45 @@ fn came_to_its_end(ended: &process::Ended, order: &Order) -> Result<(), Ended> {
     }
 }
 
-fn open_log(order: &Order) -> Result<File, Ended> {
-    File::options()
-        .create(true)
-        .append(true)
-        .open(&order.log)
-        .map_err(|e| failed(format!("cannot open the log {}: {e}", order.log.display())))
+/// Where a process prints to: its log, or a pipe from which the lines go to the log and to whoever wants to see them.
+struct Output {
+    log: File,
+    read: Option<OwnedFd>,
+    write: Option<OwnedFd>,
+}
+
+impl Output {
+    fn to_log(order: &Order) -> Result<Self, Ended> {
+        let opened = File::options().create(true).append(true).open(&order.log);
+        let log = opened.map_err(|e| failed(format!("cannot open the log {}: {e}", order.log.display())))?;
+        let (read, write) = if order.verbose { pipe().map(|(read, write)| (Some(read), Some(write)))? } else { (None, None) };
+        Ok(Self { log, read, write })
+    }
+
+    /// For the process.
+    fn handle(&self) -> Result<Stdio, Ended> {
+        let handle = match &self.write {
+            Some(pipe) => pipe.try_clone().map(Stdio::from),
+            None => self.log.try_clone().map(Stdio::from),
+        };
+        handle.map_err(|e| failed(format!("cannot open the log: {e}")))
+    }
+
+    /// Writes lines to the log.
+    fn sink(&self) -> impl FnMut(&str) + use<> {
+        let mut log = self.log.try_clone().ok();
+        move |line| {
+            if let Some(log) = &mut log {
+                // What cannot be written to the log was still shown.
+                let _ = writeln!(log, "{line}");
+            }
+        }
+    }
+}
+
+/// The reading and the writing end of a pipe.
+fn pipe() -> Result<(OwnedFd, OwnedFd), Ended> {
+    rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|e| failed(format!("cannot make a pipe: {e}")))
 }
 
 fn describe(status: std::process::ExitStatus) -> String {

@@ -1,8 +1,9 @@
 //! One child process with all that it starts: watched to its end, hastened if need be, and nothing of it left behind.
 
+use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
-use std::process::{Child, ChildStdout, ExitStatus};
+use std::process::{Child, ExitStatus};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -46,19 +47,40 @@ pub struct Limits<'c> {
     pub grace: Duration,
 }
 
-/// Waits for the end of a child that leads a process group. `lines` gets what it prints to a pipe, a line at a time.
+/// Something that a child prints to, read a line at a time.
+pub struct Stream<'s> {
+    lines: Lines,
+    sink: &'s mut dyn FnMut(&str),
+}
+
+impl<'s> Stream<'s> {
+    /// Lines from the reading end of a pipe.
+    pub fn new(pipe: OwnedFd, sink: &'s mut dyn FnMut(&str)) -> io::Result<Self> {
+        rustix::fs::fcntl_setfl(pipe.as_fd(), rustix::fs::OFlags::NONBLOCK)?;
+        Ok(Self { lines: Lines { pipe: File::from(pipe), rest: Vec::new(), closed: false }, sink })
+    }
+
+    fn drain(&mut self) -> io::Result<()> {
+        self.lines.drain(self.sink)
+    }
+}
+
+/// Waits for the end of a child that leads a process group, and listens to what it prints to `streams`.
 ///
-/// What lingers of its group is ended with it, before its number can belong to anybody else.
-pub fn supervise(mut child: Child, limits: &Limits<'_>, pipe: Option<ChildStdout>, lines: &mut dyn FnMut(&str)) -> io::Result<Ended> {
+/// What lingers of its group is ended with it, before its number can belong to anybody else; so is what left the group, if it has `mark` in its
+/// environment.
+pub fn supervise(mut child: Child, limits: &Limits<'_>, mark: Option<&str>, streams: &mut [Stream<'_>]) -> io::Result<Ended> {
     let group = Pid::from_child(&child);
     let before = own_peak();
-    let mut reader = pipe.map(Lines::new).transpose()?;
-    let how = watch(group, limits, &mut reader, lines)?;
+    let how = watch(group, limits, streams)?;
     // An error means that nothing of the group is left.
     let _ = kill_process_group(group, Signal::KILL);
-    if let Some(reader) = &mut reader {
-        reader.drain(lines)?;
-        reader.end(lines);
+    if let Some(mark) = mark {
+        super::strays::end(mark);
+    }
+    for stream in streams {
+        stream.drain()?;
+        stream.lines.end(stream.sink);
     }
     let ResUse { status, rusage } = child.wait4()?;
     let peak = rusage.maxrss >> 10;
@@ -68,13 +90,12 @@ pub fn supervise(mut child: Child, limits: &Limits<'_>, pipe: Option<ChildStdout
 /// This process's own highest resident memory in KiB. A child starts as a copy of it, and the kernel counts that in its figure too, so a smaller
 /// figure of a child is not the child's own.
 fn own_peak() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap_or_default();
-    line.trim().trim_end_matches(" kB").parse().unwrap_or(0)
+    let usage = nix::sys::resource::getrusage(nix::sys::resource::UsageWho::RUSAGE_SELF);
+    usage.map_or(u64::MAX, |usage| usage.max_rss().unsigned_abs())
 }
 
 /// Returns when the child has ended and was not yet waited for.
-fn watch(group: Pid, limits: &Limits<'_>, reader: &mut Option<Lines>, lines: &mut dyn FnMut(&str)) -> io::Result<End> {
+fn watch(group: Pid, limits: &Limits<'_>, streams: &mut [Stream<'_>]) -> io::Result<End> {
     let exit = exit_fd(group);
     let mut how = End::Itself;
     let mut kill_at: Option<Instant> = None;
@@ -84,7 +105,7 @@ fn watch(group: Pid, limits: &Limits<'_>, reader: &mut Option<Lines>, lines: &mu
             (End::Itself, _) => limits.deadline,
             (_, at) => at.filter(|_| !killed),
         };
-        let mut fds = Vec::with_capacity(3);
+        let mut fds = Vec::with_capacity(4);
         // Once the end was asked for, only the call to end now is of interest.
         fds.push(PollFd::from_borrowed_fd(
             if how == End::Itself { limits.cancel.end_fd() } else { limits.cancel.kill_fd() },
@@ -96,7 +117,7 @@ fn watch(group: Pid, limits: &Limits<'_>, reader: &mut Option<Lines>, lines: &mu
         let cancel = fds.len();
         fds.extend(exit.as_ref().map(|fd| PollFd::new(fd, PollFlags::IN)));
         let pipe = fds.len();
-        fds.extend(reader.iter().filter(|reader| !reader.closed).map(|reader| PollFd::new(&reader.pipe, PollFlags::IN)));
+        fds.extend(streams.iter().filter(|stream| !stream.lines.closed).map(|stream| PollFd::new(&stream.lines.pipe, PollFlags::IN)));
         let wait = next.map(|at| at.saturating_duration_since(Instant::now()));
         let wait = if exit.is_some() { wait } else { Some(wait.map_or(INTERVAL, |wait| wait.min(INTERVAL))) };
         let timeout = wait.map(|wait| Timespec { tv_sec: wait.as_secs().cast_signed(), tv_nsec: i64::from(wait.subsec_nanos()) });
@@ -105,11 +126,11 @@ fn watch(group: Pid, limits: &Limits<'_>, reader: &mut Option<Lines>, lines: &mu
             other => other?,
         };
         let ready = |at: usize| fds.get(at).is_some_and(|fd| !fd.revents().is_empty());
-        let (told, has_lines) = (cancel == 1 && ready(0), ready(pipe));
+        let (told, has_lines) = (cancel == 1 && ready(0), (pipe..fds.len()).any(ready));
         let may_have_ended = exit.is_none() || ready(cancel);
         drop(fds);
-        if has_lines && let Some(reader) = reader {
-            reader.drain(lines)?;
+        if has_lines {
+            streams.iter_mut().try_for_each(Stream::drain)?;
         }
         if may_have_ended && has_ended(group)? {
             return Ok(how);
@@ -149,17 +170,12 @@ fn has_ended(child: Pid) -> io::Result<bool> {
 
 /// Lines from a pipe that is read as far as it goes without waiting.
 struct Lines {
-    pipe: ChildStdout,
+    pipe: File,
     rest: Vec<u8>,
     closed: bool,
 }
 
 impl Lines {
-    fn new(pipe: ChildStdout) -> io::Result<Self> {
-        rustix::fs::fcntl_setfl(pipe.as_fd(), rustix::fs::OFlags::NONBLOCK)?;
-        Ok(Self { pipe, rest: Vec::new(), closed: false })
-    }
-
     fn drain(&mut self, lines: &mut dyn FnMut(&str)) -> io::Result<()> {
         let mut buffer = [0; 16 << 10];
         while !self.closed {

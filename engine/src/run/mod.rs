@@ -24,10 +24,10 @@ use trestle_cache::{ActionKey, ActionRecord, Cache, Claim};
 use crate::compiled::Compiled;
 use crate::error::Error;
 use crate::event::{Event, Failure};
-use crate::executor::{Cancel, Executor};
+use crate::executor::{Cancel, Executor, Said};
 use crate::pipeline::StageId;
 use crate::plan::{Decision, Planner, Work};
-use crate::stage::{Progress, StageError};
+use crate::stage::StageError;
 use crate::status::{Board, Status};
 use queue::{Open, Queue};
 use resources::{Grant, Resources};
@@ -47,6 +47,8 @@ pub struct Options {
     pub pools: BTreeMap<String, u32>,
     /// Go on with what does not depend on a failed stage.
     pub keep_going: bool,
+    /// Report every line that a stage prints.
+    pub verbose: bool,
     /// Say of every stage that was in the cache that it was.
     pub report_cached: bool,
     /// Variables that commands get besides their declared ones, such as `PATH`.
@@ -125,6 +127,7 @@ pub async fn run(
             works,
             queue: Queue::default(),
             resources: Resources::new(options),
+            grants: HashMap::new(),
             busy: BTreeSet::new(),
             same: Vec::new(),
             elsewhere: Vec::new(),
@@ -147,7 +150,9 @@ pub async fn run(
 
 /// What the threads that carry stages out tell the loop.
 enum Note {
-    Progress(usize, Progress),
+    Said(usize, Said),
+    /// The process of a stage has ended.
+    Ended(usize),
     Finished(Finished),
 }
 
@@ -155,7 +160,6 @@ enum Note {
 struct Finished {
     open: usize,
     work: Box<Work>,
-    grant: Grant,
     took: Duration,
     result: Result<Box<ActionRecord>, work::Stop>,
     /// Held until the record is written.
@@ -178,6 +182,8 @@ struct Dispatcher<'r> {
     works: HashMap<usize, Box<Work>>,
     queue: Queue,
     resources: Resources,
+    /// What is granted to stages whose processes run.
+    grants: HashMap<usize, Grant>,
     /// Keys that are being run.
     busy: BTreeSet<ActionKey>,
     /// Stages of the same key as one that is being run: they wait for its record.
@@ -263,9 +269,16 @@ impl Dispatcher<'_> {
 
     fn hear(&mut self, note: Note) -> Result<(), Error> {
         match note {
-            Note::Progress(open, progress) => {
+            Note::Said(open, said) => {
                 let stage = self.name(open);
-                (self.events)(Event::Progress { stage, progress });
+                (self.events)(match said {
+                    Said::Progress(progress) => Event::Progress { stage, progress },
+                    Said::Line(line) => Event::Output { stage, line },
+                });
+                Ok(())
+            }
+            Note::Ended(open) => {
+                self.give_back(open);
                 Ok(())
             }
             Note::Finished(finished) => self.finish(finished),
@@ -313,7 +326,9 @@ impl Dispatcher<'_> {
 
     fn start_what_fits(&mut self) -> Result<(), Error> {
         let mut set_aside = Vec::new();
-        while !self.stopping && self.resources.has_threads() && set_aside.len() < 64 {
+        // Those that only store what they gave hold no threads; they are not to pile up.
+        let most = 2 * self.options.cpus + 2;
+        while !self.stopping && self.resources.has_threads() && self.running < most && set_aside.len() < 64 {
             let Some(entry) = self.queue.pop() else { break };
             let open = entry.open;
             let work = match self.works.remove(&open) {
@@ -365,6 +380,7 @@ impl Dispatcher<'_> {
         self.board.transition(open, Status::Running);
         self.busy.insert(work.key);
         self.running += 1;
+        self.grants.insert(open, grant.clone());
         let stage = work.stage.name.clone();
         (self.events)(Event::Running { stage, key: work.key.to_string(), reasons: work.reasons.clone(), threads: grant.threads });
         let (sender, around) = (self.sender.clone(), Arc::clone(&self.surroundings));
@@ -372,18 +388,25 @@ impl Dispatcher<'_> {
         tokio::task::spawn_blocking(move || {
             let started = Instant::now();
             // A loop that is gone no longer wants to hear anything.
-            let mut progress = |progress| drop(sender.send(Note::Progress(open, progress)));
-            let result = work::carry_out(&around, &work, &grant, tries, &mut progress);
-            let finished = Finished { open, work, grant, took: started.elapsed(), result, _claim: claim };
+            let mut say = |said| drop(sender.send(Note::Said(open, said)));
+            let mut ended = || drop(sender.send(Note::Ended(open)));
+            let result = work::carry_out(&around, &work, &grant, tries, &mut say, &mut ended);
+            let finished = Finished { open, work, took: started.elapsed(), result, _claim: claim };
             drop(sender.send(Note::Finished(finished)));
         });
         Ok(())
     }
 
+    fn give_back(&mut self, open: usize) {
+        if let Some(grant) = self.grants.remove(&open) {
+            self.resources.give_back(grant);
+        }
+    }
+
     fn finish(&mut self, finished: Finished) -> Result<(), Error> {
-        let Finished { open, work, grant, took, result, _claim } = finished;
+        let Finished { open, work, took, result, _claim } = finished;
         self.running -= 1;
-        self.resources.give_back(grant);
+        self.give_back(open);
         self.busy.remove(&work.key);
         match result {
             Ok(record) => self.done(open, &record, took)?,

@@ -12,11 +12,11 @@ use trestle_cache::{ActionRecord, BlobId, Cache, Content, Durability, How, Prove
 use super::resources::Grant;
 use super::{Options, undeclared};
 use crate::event::Failure;
-use crate::executor::{Cancel, Ended, Executor, Order, Task};
+use crate::executor::{Cancel, Ended, Executor, Order, Said, Task};
 use crate::job::Job;
 use crate::pipeline::{Action, Bound, Origin, Stage};
 use crate::plan::Work;
-use crate::stage::{Input, Progress, StageError};
+use crate::stage::{Input, StageError};
 
 /// Longest end of a log that a failure carries.
 const LOG_TAIL_BYTES: u64 = 2000;
@@ -79,19 +79,23 @@ impl Drop for Room {
     }
 }
 
-/// Carries a stage out, on a thread that may wait.
+/// Carries a stage out, on a thread that may wait. `ended` is called when its process has ended: what it was granted is free, although its outputs
+/// are still to be stored.
 pub fn carry_out(
     around: &Surroundings,
     work: &Work,
     grant: &Grant,
     tries: u32,
-    progress: &mut dyn FnMut(Progress),
+    say: &mut dyn FnMut(Said),
+    ended: &mut dyn FnMut(),
 ) -> Result<Box<ActionRecord>, Stop> {
     let started = Instant::now();
     let began = SystemTime::now();
     let (stage, cache, options) = (&work.stage, &around.cache, &around.options);
     let (room, order) = prepare(stage, cache, &work.contents, grant, options)?;
-    let outcome = around.executor.execute(&order, progress, &around.cancel).map_err(|ended| stop(ended, work, &room, options))?;
+    let outcome = around.executor.execute(&order, say, &around.cancel);
+    ended();
+    let outcome = outcome.map_err(|ended| stop(ended, work, &room, options))?;
     let took = started.elapsed();
     let durability = if took >= WORTH_A_SYNC { Durability::Durable } else { Durability::Later };
     let outputs = store(stage, cache, &room, durability).map_err(|error| stop(Ended::Failed(error), work, &room, options))?;
@@ -187,7 +191,7 @@ fn prepare(stage: &Stage, cache: &Cache, contents: &[Vec<Content>], grant: &Gran
         create_parent(&work.join(&output.path))?;
     }
     let (task, log) = (task(stage, &room, grant, options)?, room.log());
-    Ok((room, Order { task, work, threads: grant.threads, log, timeout: stage.settings.timeout }))
+    Ok((room, Order { task, work, threads: grant.threads, log, timeout: stage.settings.timeout, verbose: options.verbose }))
 }
 
 fn task(stage: &Stage, room: &Room, grant: &Grant, options: &Options) -> Result<Task, StageError> {
