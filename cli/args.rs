@@ -72,7 +72,7 @@ pub enum Command {
 }
 
 /// Where the pipeline is and with which values.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub struct Source {
     /// Pipeline file [default: trestle.yaml]; it may also stand first among the words
     #[arg(short, long, value_name = "FILE")]
@@ -80,6 +80,12 @@ pub struct Source {
     /// Give a declared param another value; repeatable, dotted paths reach inside
     #[arg(long = "set", value_name = "NAME=VALUE")]
     pub set: Vec<String>,
+    /// Lay a file of params (a map) over the declared ones; repeatable
+    #[arg(long = "params", value_name = "FILE")]
+    pub params: Vec<PathBuf>,
+    /// Use the params of one of the pipeline's profiles
+    #[arg(long, value_name = "NAME")]
+    pub profile: Option<String>,
     /// Folder of the cache [default: .trestle at the root of the project]
     #[arg(long, value_name = "DIR", env = "TRESTLE_CACHE")]
     pub cache: Option<PathBuf>,

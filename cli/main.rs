@@ -7,6 +7,7 @@ mod explain;
 mod fail;
 mod graph;
 mod job;
+mod lists;
 mod log;
 mod out;
 mod plan;

@@ -3,18 +3,20 @@
 use std::process::ExitCode;
 
 use serde_json::json;
-use trestle_engine::plan::{Decision, select_compiled};
+use trestle_engine::pipeline::Later;
+use trestle_engine::plan::Decision;
 
 use crate::args::{Format, Plan};
 use crate::fail::Fail;
+use crate::lists;
 use crate::project::Session;
 use crate::render::words::{reasons, waits};
 
 /// Prints what would run and why.
 pub fn plan(args: &Plan) -> Result<ExitCode, Fail> {
     let (mut session, targets) = Session::open(&args.words, &args.source)?;
-    let wanted = select_compiled(&session.compiled, &targets)?;
-    let wanted = |id: usize| wanted.as_ref().is_none_or(|wanted| wanted[id]);
+    let asked = lists::wanted(&session, &targets)?;
+    let wanted = |id: usize| asked.has(id);
     let names = session.compiled.names().map_err(trestle_engine::error::Error::from)?;
     let mut text = String::new();
     let mut counts = [0usize; 3];
@@ -34,12 +36,25 @@ pub fn plan(args: &Plan) -> Result<ExitCode, Fail> {
         }
     })?;
     session.cache.flush()?;
+    for later in &asked.later {
+        counts[1] += 1;
+        text.push_str(&unfolds(&names, later, args.format));
+    }
     let [run, later, cached] = counts;
     text.push_str(&match args.format {
         Format::Human => format!("{run} to run, {later} later, {cached} cached\n"),
         Format::Json => format!("{}\n", json!({"event": "summary", "run": run, "later": later, "cached": cached})),
     });
     crate::print(&text)
+}
+
+/// A stage that cannot be expanded yet.
+fn unfolds(names: &[String], later: &Later, format: Format) -> String {
+    let maker = &names[later.stage];
+    match format {
+        Format::Human => format!("later  {}: for the items of `{maker}.{}`, which is not made yet\n", later.name, later.output),
+        Format::Json => format!("{}\n", json!({"event": "plan", "stage": later.name, "fate": "later", "waits": [maker]})),
+    }
 }
 
 /// Stages that are cached are only counted.

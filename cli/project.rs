@@ -12,16 +12,19 @@ use std::sync::Arc;
 use trestle_cache::{Cache, Digest};
 use trestle_engine::compiled::{Compiled, Dependency};
 use trestle_engine::memo::{History, Memo};
-use trestle_engine::pipeline::{Pipeline, StageId};
+use trestle_engine::pipeline::{Later, Pipeline, StageId};
 use trestle_engine::plan::{Planner, select, unknown_target};
 use trestle_engine::problem::Problems;
+use trestle_engine::resolve::commands::Environment;
+use trestle_engine::resolve::variants::Known;
 use trestle_engine::resolve::{self, Choices, Override};
 use trestle_engine::run::file_name;
-use trestle_engine::source::Files;
+use trestle_engine::source::{Files, parse};
 use trestle_engine::stage::Registry;
 
 use crate::args::Source;
 use crate::fail::Fail;
+use crate::lists::{self, Lists};
 use crate::words;
 
 /// Name of the folder that holds the cache and everything else of a project that is not its own.
@@ -37,7 +40,9 @@ pub struct Place {
     pub root: PathBuf,
     /// The folder of the cache.
     pub cache: PathBuf,
-    set: Vec<String>,
+    source: Source,
+    /// Names and texts of the files of params.
+    params: Vec<(String, String)>,
 }
 
 impl Place {
@@ -54,11 +59,12 @@ impl Place {
         let folder = absolute.parent().map_or_else(|| PathBuf::from("/"), Path::to_path_buf);
         let root = root(&folder);
         let cache = source.cache.clone().unwrap_or_else(|| root.join(FOLDER));
-        Ok((Self { file, text, folder, root, cache, set: source.set.clone() }, rest))
+        let params = source.params.iter().map(|path| read_params(path)).collect::<Result<_, _>>()?;
+        Ok((Self { file, text, folder, root, cache, source: source.clone(), params }, rest))
     }
 
     /// The resolved pipeline, and all that was asked of the world outside of the file meanwhile.
-    fn resolve(&self, registry: &Registry) -> Result<(Pipeline, Vec<Dependency>), Fail> {
+    fn resolve(&self, lists: &Lists, registry: &Registry) -> Result<(Pipeline, Vec<Dependency>), Fail> {
         let mut files = Files::new();
         files.add(self.file.display().to_string(), self.text.clone());
         let name = self.file.file_stem().map_or_else(|| "pipeline".to_owned(), |stem| stem.to_string_lossy().into_owned());
@@ -68,17 +74,58 @@ impl Place {
             asked.borrow_mut().push(Dependency::variable(name, value.as_deref()));
             value
         };
-        let resolved = overrides(&self.set, &mut files).and_then(|overrides| {
-            let choices = Choices { overrides, environment: &environment };
-            resolve::pipeline(&mut files, &self.folder, &name, &choices, registry)
-        });
+        let known = |stage: &str, output: &str| lists.get(&(stage.to_owned(), output.to_owned())).cloned();
+        let resolved = self
+            .choices(&environment, &known, &mut files)
+            .and_then(|choices| resolve::pipeline(&mut files, &self.folder, &name, &choices, registry));
         match resolved {
-            Ok(pipeline) => Ok((pipeline, asked.into_inner())),
+            Ok(pipeline) => {
+                let mut dependencies = asked.into_inner();
+                dependencies.extend(pipeline.dependencies.iter().cloned());
+                Ok((pipeline, dependencies))
+            }
             Err(problems) => Err(Fail::Pipeline { files, problems }),
         }
     }
 
-    /// Of all that a compiled pipeline is made from: the file, the overrides, the folder, and this very program.
+    /// What the command line chooses.
+    fn choices<'k>(&self, environment: Environment<'k>, known: Known<'k>, files: &mut Files) -> Result<Choices<'k>, Problems> {
+        let mut problems = Problems::new();
+        let mut params = Vec::new();
+        for (name, text) in &self.params {
+            let added = files.add(name, text.clone());
+            match parse(&added.text, added.base) {
+                Ok(node) => params.push(node),
+                Err(found) => problems.extend(found),
+            }
+        }
+        let mut overrides = Vec::new();
+        for text in &self.source.set {
+            match Override::parse(text, files) {
+                Ok(parsed) => overrides.push(parsed),
+                Err(found) => problems.extend(found),
+            }
+        }
+        problems.or(Choices { profile: self.source.profile.clone(), params, overrides, environment, known })
+    }
+
+    /// The resolved pipeline, what waits for lists expanded as far as these are in the cache.
+    fn unfold(&self, cache: &Arc<Cache>, history: &Arc<History>, registry: &Registry) -> Result<(Arc<Pipeline>, Vec<Dependency>), Fail> {
+        let mut lists = Lists::new();
+        loop {
+            let (pipeline, dependencies) = self.resolve(&lists, registry)?;
+            let pipeline = Arc::new(pipeline);
+            let known = lists.len();
+            if !pipeline.later.is_empty() {
+                lists.extend(lists::made(&pipeline, cache, history)?);
+            }
+            if lists.len() == known {
+                return Ok((pipeline, dependencies));
+            }
+        }
+    }
+
+    /// Of all that a compiled pipeline is made from: the file, the values of params, the folder, and this very program.
     fn stamp(&self) -> Digest {
         let program = std::env::current_exe().and_then(std::fs::metadata);
         let build = program.map_or_else(
@@ -88,7 +135,10 @@ impl Place {
         let mut bytes = Vec::with_capacity(self.text.len() + 256);
         let folder = self.folder.to_string_lossy();
         let parts = [build.as_str(), &folder, &self.file.to_string_lossy(), &self.text];
-        for part in parts.into_iter().chain(self.set.iter().map(String::as_str)) {
+        let set = self.source.set.iter().flat_map(|set| ["set", set]);
+        let params = self.params.iter().flat_map(|(_, text)| ["params", text]);
+        let profile = self.source.profile.iter().flat_map(|profile| ["profile", profile]);
+        for part in parts.into_iter().chain(set).chain(params).chain(profile) {
             bytes.extend((part.len() as u64).to_le_bytes());
             bytes.extend(part.as_bytes());
         }
@@ -127,10 +177,10 @@ impl Project {
     /// Reads the pipeline that the command line names; the other words come back.
     pub fn open(free_words: &[String], source: &Source, registry: &Registry) -> Result<(Self, Vec<String>), Fail> {
         let (place, rest) = Place::find(free_words, source)?;
-        let (pipeline, _) = place.resolve(registry)?;
-        let cache = Cache::open(&place.cache)?;
-        let history = place.history(Memo::load(&place.plans("memo")).as_ref());
-        Ok((Self { pipeline: Arc::new(pipeline), cache: Arc::new(cache), history: Arc::new(history), folder: place.cache }, rest))
+        let cache = Arc::new(Cache::open(&place.cache)?);
+        let history = Arc::new(place.history(Memo::load(&place.plans("memo")).as_ref()));
+        let (pipeline, _) = place.unfold(&cache, &history, registry)?;
+        Ok((Self { pipeline, cache, history, folder: place.cache }, rest))
     }
 
     /// Folder for the logs of this pipeline's stages.
@@ -166,6 +216,8 @@ pub struct Session {
     place: Place,
     /// The pipeline.
     pub compiled: Arc<Compiled>,
+    /// Stages that cannot be expanded yet.
+    pub later: Vec<Later>,
     /// Its cache.
     pub cache: Arc<Cache>,
     /// Says what has to be done.
@@ -183,18 +235,20 @@ impl Session {
             compiled.dependencies.iter().all(|dependency| dependency.holds(&variable))
                 && memo.as_ref().is_some_and(|memo| memo.fits(compiled))
         };
+        let cache = Arc::new(Cache::open(&place.cache)?);
         let loaded = Compiled::load(&place.plans("compiled"), stamp).ok().filter(holds);
-        let (compiled, memo, history) = match loaded {
-            Some(compiled) => (compiled, memo, History::default()),
+        let (compiled, later, memo, history) = match loaded {
+            Some(compiled) => (compiled, Vec::new(), memo, Arc::default()),
             None => {
-                let (pipeline, dependencies) = place.resolve(&trestle_stages::registry())?;
-                let history = place.history(memo.as_ref());
-                (Compiled::of(Arc::new(pipeline), stamp, dependencies), None, history)
+                let history = Arc::new(place.history(memo.as_ref()));
+                let (pipeline, dependencies) = place.unfold(&cache, &history, &trestle_stages::registry())?;
+                let later = pipeline.later.clone();
+                (Compiled::of(pipeline, stamp, dependencies), later, None, history)
             }
         };
-        let (compiled, cache) = (Arc::new(compiled), Arc::new(Cache::open(&place.cache)?));
-        let planner = Planner::new(Arc::clone(&compiled), Arc::clone(&cache), memo, Arc::new(history));
-        Ok((Self { place, compiled, cache, planner }, rest))
+        let compiled = Arc::new(compiled);
+        let planner = Planner::new(Arc::clone(&compiled), Arc::clone(&cache), memo, history);
+        Ok((Self { place, compiled, later, cache, planner }, rest))
     }
 
     /// Folder for the logs of this pipeline's stages.
@@ -211,7 +265,7 @@ impl Session {
     ///
     /// What cannot be written costs the next run time and nothing else, so it is a remark, which comes back, and no failure.
     pub fn keep(self) -> Result<Option<String>, Fail> {
-        let Self { place, compiled, cache, planner } = self;
+        let Self { place, compiled, cache, planner, .. } = self;
         let mut remark = None;
         if let Some(memo) = planner.into_memo()? {
             let keep = || -> std::io::Result<()> {
@@ -220,7 +274,12 @@ impl Session {
                 compiled.save(&temporary("compiled"), &place.plans("compiled"))?;
                 memo.save(&temporary("memo"), &place.plans("memo"))
             };
-            remark = keep()
+            let kept = keep();
+            if kept.is_err() {
+                // What is half-written is in nobody's way but the disk's.
+                let _ = ["compiled", "memo"].map(|extension| std::fs::remove_file(place.plans(&format!("{extension}.{}.tmp", std::process::id()))));
+            }
+            remark = kept
                 .err()
                 .filter(|e| e.kind() != ErrorKind::ReadOnlyFilesystem)
                 .map(|e| format!("what the next run would know of this one cannot be kept in {}: {e}", place.cache.display()));
@@ -234,16 +293,9 @@ fn logs(cache: &Path, pipeline: &str) -> PathBuf {
     cache.join("logs").join(file_name(pipeline))
 }
 
-fn overrides(set: &[String], files: &mut Files) -> Result<Vec<Override>, Problems> {
-    let mut problems = Problems::new();
-    let mut overrides = Vec::new();
-    for text in set {
-        match Override::parse(text, files) {
-            Ok(parsed) => overrides.push(parsed),
-            Err(found) => problems.extend(found),
-        }
-    }
-    problems.or(overrides)
+fn read_params(path: &Path) -> Result<(String, String), Fail> {
+    let text = std::fs::read_to_string(path).map_err(|e| Fail::message(format!("cannot read the params {}: {e}", path.display())))?;
+    Ok((path.display().to_string(), text))
 }
 
 /// The cache that is meant: the one named, else that of the project in which the command is called. It must be there.

@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use trestle_engine::event::Event;
 use trestle_engine::executor::{Cancel, Executor, Local, end_below};
-use trestle_engine::plan::select_compiled;
 use trestle_engine::run::{Options, Summary, run as run_pipeline};
 
 use crate::args::{Format, Run};
 use crate::fail::Fail;
+use crate::lists::{self, Rounds};
 use crate::project::Session;
 use crate::render::{self, Render};
 
@@ -24,33 +24,65 @@ const PASSED: [&str; 5] = ["PATH", "HOME", "USER", "LANG", "LC_ALL"];
 
 /// Runs the pipeline.
 pub fn run(args: &Run) -> Result<ExitCode, Fail> {
-    let (mut session, targets) = Session::open(&args.words, &args.source)?;
-    let wanted = select_compiled(&session.compiled, &targets)?;
-    let wanted = |id: usize| wanted.as_ref().is_none_or(|wanted| wanted[id]);
     let mut render: Box<dyn Render> = match args.format {
         Format::Human => render::human(),
         Format::Json => Box::new(render::Json),
     };
-    let _held = session.cache.share()?;
-    session.cache.sweep_tmp(&mut |folder| end_below(folder))?;
-    let options = options(args, &session);
-    let executor: Arc<dyn Executor> = Arc::new(local(args, &options, &session)?);
     let cancel = Cancel::new().map_err(|e| Fail::message(format!("cannot make a pipe: {e}")))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|e| Fail::message(format!("cannot start the runtime: {e}")))?;
-    let (compiled, cache) = (Arc::clone(&session.compiled), Arc::clone(&session.cache));
-    let summary = runtime.block_on(async {
+    {
+        let _inside = runtime.enter();
         listen(cancel.clone());
-        let mut events = |event: Event| render.event(&event);
-        run_pipeline(&compiled, &mut session.planner, &wanted, &cache, &executor, &options, &cancel, &mut events).await
-    })?;
-    if args.format == Format::Human && is_good(&summary) {
+    }
+    let mut rounds = Rounds::default();
+    // Lists that stages are expanded over are made in rounds of their own; the last round is for everything.
+    loop {
+        if let Some(summary) = round(args, &runtime, &cancel, &mut rounds, render.as_mut())? {
+            return Ok(exit_code(&summary));
+        }
+    }
+}
+
+/// One round; its counts if it was the last.
+fn round(
+    args: &Run,
+    runtime: &tokio::runtime::Runtime,
+    cancel: &Cancel,
+    rounds: &mut Rounds,
+    render: &mut dyn Render,
+) -> Result<Option<Summary>, Fail> {
+    let (mut session, targets) = Session::open(&args.words, &args.source)?;
+    let asked = lists::wanted(&session, &targets)?;
+    let is_last = asked.later.is_empty();
+    let asked = if is_last { asked } else { rounds.begin(asked, &session.compiled)? };
+    let wanted = |id: usize| asked.has(id);
+    let _held = session.cache.share()?;
+    session.cache.sweep_tmp(&mut |folder| end_below(folder))?;
+    let options = options(args, &session);
+    let executor: Arc<dyn Executor> = Arc::new(local(args, &options, &session)?);
+    let (compiled, cache) = (Arc::clone(&session.compiled), Arc::clone(&session.cache));
+    let mut events = |event: Event| {
+        if let Some(event) = rounds.event(event, is_last) {
+            render.event(&event);
+        }
+    };
+    let summary =
+        runtime.block_on(run_pipeline(&compiled, &mut session.planner, &wanted, &cache, &executor, &options, cancel, &mut events))?;
+    if !is_last && lists::is_good(&summary) {
+        // What the last run left of the other stages is not thrown away for what this round knows.
+        session.cache.flush()?;
+        rounds.end(&summary);
+        return Ok(None);
+    }
+    if args.format == Format::Human && lists::is_good(&summary) {
         render::tables(&session, &wanted)?;
     }
-    finish(session, &summary, render.as_mut())?;
-    Ok(exit_code(&summary))
+    let summary = rounds.total(summary);
+    finish(session, &summary, render)?;
+    Ok(Some(summary))
 }
 
 /// Makes what was stored durable, and known by its stat, so that the next run need not read it again.
@@ -68,10 +100,6 @@ fn finish(session: Session, summary: &Summary, render: &mut dyn Render) -> Resul
         render.note(&format!("warning: {remark}"));
     }
     Ok(())
-}
-
-fn is_good(summary: &Summary) -> bool {
-    summary.failed + summary.skipped + summary.cancelled == 0
 }
 
 fn exit_code(summary: &Summary) -> ExitCode {

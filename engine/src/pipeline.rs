@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::compiled::Dependency;
 use crate::stage::{Format, Threads};
 use crate::template::plain;
 
@@ -29,6 +30,23 @@ pub struct Pipeline {
     pub pools: BTreeMap<String, u32>,
     /// Expanded stages; each comes after all that it reads from.
     pub stages: Vec<Stage>,
+    /// Stages of the file that cannot be expanded yet, each after those that it reads from.
+    pub later: Vec<Later>,
+    /// What it was made from, besides its own file and what the caller chose.
+    pub dependencies: Vec<Dependency>,
+}
+
+/// A stage of the file whose `foreach` takes a list that is not made yet, or that reads from such a stage.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Later {
+    /// Its name in the file.
+    pub name: String,
+    /// The stage that makes the list.
+    pub stage: StageId,
+    /// The output that is the list.
+    pub output: String,
+    /// The name by which the list is asked for when the pipeline is resolved again.
+    pub asked: String,
 }
 
 /// One expanded stage.

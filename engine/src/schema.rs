@@ -13,16 +13,43 @@ pub fn pipeline(registry: &Registry) -> Value {
     }
     let mut stage_forms = native;
     stage_forms.push(command_stage());
+    stage_forms.push(templated_stage());
     json!({
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "trestle pipeline",
         "type": "object",
         "additionalProperties": false,
-        "required": ["stages"],
+        "anyOf": [{"required": ["stages"]}, {"required": ["include"]}],
         "properties": {
             "name": {"type": "string", "description": "Name of the pipeline; the file's name if left out."},
             "about": {"type": "string", "description": "What it is for."},
             "params": {"type": "object", "description": "Values that `${name}` stands for; changed by --set name=value."},
+            "profiles": {
+                "type": "object",
+                "additionalProperties": {"type": "object"},
+                "description": "Values of params by the name of a profile, which --profile chooses.",
+            },
+            "include": {
+                "type": "array",
+                "description": "Other pipeline files, whose stages are called `name::stage`.",
+                "items": {
+                    "type": "object",
+                    "additionalProperties": false,
+                    "required": ["file", "as"],
+                    "properties": {
+                        "file": {"type": "string", "description": "Relative to this file."},
+                        "as": {"type": "string", "description": "Stands before the names of its stages."},
+                        "params": {"type": "object", "description": "Values of its params."},
+                    },
+                },
+            },
+            "templates": {
+                "type": "object",
+                "description": "Stages with holes: `args` and the keys of a stage.",
+                "additionalProperties": {"type": "object", "properties": {
+                    "args": {"type": "object", "description": "Args with their defaults; one without must be given."},
+                }},
+            },
             "pools": {"type": "object", "additionalProperties": or_name(json!({"type": "integer", "minimum": 1}), "Units."), "description": "What stages share, such as licences or connections: units by name."},
             "stages": {"type": "object", "minProperties": 1, "additionalProperties": {"oneOf": stage_forms}},
         },
@@ -38,6 +65,10 @@ fn or_name(own: Value, description: &str) -> Value {
     json!({"anyOf": [own, {"type": "string", "pattern": NAME}], "description": description})
 }
 
+fn maps() -> Value {
+    json!({"type": "array", "items": {"type": "object", "minProperties": 1}})
+}
+
 fn time() -> Value {
     json!({"type": "string", "pattern": "^[0-9.]+ *(ms|s|m|min|h|d)$"})
 }
@@ -47,9 +78,21 @@ fn common(properties: Value) -> Value {
         "about": {"type": "string", "description": "What the stage is for."},
         "matrix": {
             "type": "object",
-            "description": "One expanded stage for every combination of these values.",
+            "description": "One expanded stage for every combination of these values, without the excluded ones, with the included ones.",
+            "properties": {
+                "include": {"anyOf": [maps(), {"type": "string", "pattern": NAME}], "description": "Values to add, as GitHub Actions does."},
+                "exclude": {"anyOf": [maps(), {"type": "string", "pattern": NAME}], "description": "Combinations to leave out."},
+            },
             "additionalProperties": {"anyOf": [{"type": "array", "minItems": 1}, {"type": "string", "pattern": "^\\$\\{.*\\}$"}]},
         },
+        "foreach": {
+            "type": "object",
+            "description": "One expanded stage for every item: values, maps with a `name`, or the output of a stage that lists them.",
+            "minProperties": 1,
+            "maxProperties": 1,
+            "additionalProperties": {"anyOf": [{"type": "array", "minItems": 1}, {"type": "string", "pattern": "^\\$\\{.*\\}$"}]},
+        },
+        "when": {"type": ["string", "boolean"], "description": "A condition such as `${mode} == full`; the stage is left out where it is false."},
         "resources": {
             "type": "object",
             "description": "What it holds while it runs: threads, memory, GPUs, and units of the pools that are declared at the top. Never part of the key.",
@@ -139,6 +182,19 @@ fn input(doc: &str, arity: Arity) -> Value {
         Arity::Optional => json!({"type": ["string", "null"], "description": doc}),
         Arity::Many => json!({"anyOf": [one, {"type": "array", "items": {"type": "string"}, "minItems": 1}], "description": doc}),
     }
+}
+
+fn templated_stage() -> Value {
+    json!({
+        "type": "object",
+        "title": "template",
+        "description": "A stage with the keys of a template; keys of its own go over them.",
+        "required": ["template"],
+        "properties": common(json!({
+            "template": {"type": "string", "description": "Name of the template."},
+            "args": {"type": "object", "description": "Values for its holes."},
+        })),
+    })
 }
 
 fn command_stage() -> Value {

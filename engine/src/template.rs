@@ -11,6 +11,8 @@ use crate::source::{Data, Files, Node, value_type_name};
 pub struct Scope<'s> {
     /// Params of the pipeline.
     pub params: &'s Map<String, Value>,
+    /// Items of `foreach` that are more than a coordinate.
+    pub items: &'s [(String, Value)],
     /// Coordinates of the expanded stage.
     pub matrix: &'s BTreeMap<String, Value>,
     /// The texts, to underline the very name that is wrong.
@@ -18,8 +20,12 @@ pub struct Scope<'s> {
 }
 
 impl Scope<'_> {
-    fn lookup(&self, path: &str) -> Option<&Value> {
+    /// What a name means.
+    pub fn value(&self, path: &str) -> Option<&Value> {
         let (head, rest) = path.split_once('.').map_or((path, None), |(head, rest)| (head, Some(rest)));
+        if let Some((_, item)) = self.items.iter().find(|(name, _)| name == head) {
+            return walk(item, rest);
+        }
         match (head, rest) {
             ("params", Some(rest)) => walk_map(self.params, rest),
             ("matrix", Some(rest)) => {
@@ -92,19 +98,24 @@ impl Scope<'_> {
     }
 
     fn named(&self, name: &str, span: Span, problems: &mut Problems) -> Option<&Value> {
-        let found = self.lookup(name);
+        let found = self.value(name);
         if found.is_none() {
-            let problem = Problem::new("template::unknown-name", format!("`${{{name}}}` means nothing here"))
-                .at(self.files.narrow(span, &format!("${{{name}}}")), "no param and no axis of this stage");
-            let wrong = name.strip_prefix("params.").or_else(|| name.strip_prefix("matrix.")).unwrap_or(name);
-            let names = self.names();
-            problems.push(if names.is_empty() {
-                problem.help("declare it under `params:` at the top of the file, or write `$${` for a plain `${`")
-            } else {
-                problem.nearest(wrong, names)
-            });
+            problems.push(self.unknown(name, self.files.narrow(span, &format!("${{{name}}}"))));
         }
         found
+    }
+
+    /// The complaint about a name that means nothing.
+    pub fn unknown(&self, name: &str, place: Span) -> Problem {
+        let problem = Problem::new("template::unknown-name", format!("`${{{name}}}` means nothing here"))
+            .at(place, "no param and no axis of this stage");
+        let wrong = name.strip_prefix("params.").or_else(|| name.strip_prefix("matrix.")).unwrap_or(name);
+        let names = self.names();
+        if names.is_empty() {
+            problem.help("declare it under `params:` at the top of the file, or write `$${` for a plain `${`")
+        } else {
+            problem.nearest(wrong, names)
+        }
     }
 }
 
@@ -125,13 +136,20 @@ fn walk_map<'v>(map: &'v Map<String, Value>, path: &str) -> Option<&'v Value> {
     walk(map.get(head)?, rest)
 }
 
+/// A part of a text.
 #[derive(Debug, PartialEq, Eq)]
-enum Piece<'t> {
+pub enum Piece<'t> {
+    /// What stands for itself; exactly `${` where that was written as `$${`.
     Text(&'t str),
+    /// What stands between `${` and `}`.
     Name(&'t str),
 }
 
-fn split(text: &str) -> Result<Vec<Piece<'_>>, Problem> {
+/// Splits a text at its `${…}`.
+///
+/// # Errors
+/// If one is not closed, or holds no name.
+pub fn split(text: &str) -> Result<Vec<Piece<'_>>, Problem> {
     let mut pieces = Vec::new();
     let mut rest = text;
     while let Some(at) = rest.find("${") {
@@ -180,7 +198,7 @@ mod tests {
         let matrix = BTreeMap::from([("seed".to_owned(), json!(7))]);
         let mut files = Files::new();
         files.add("test", text.to_owned());
-        Scope { params: params.as_object().unwrap(), matrix: &matrix, files: &files }.fill(&parse(text, 0).unwrap())
+        Scope { params: params.as_object().unwrap(), items: &[], matrix: &matrix, files: &files }.fill(&parse(text, 0).unwrap())
     }
 
     #[test]

@@ -22,6 +22,17 @@ pub enum Dependency {
         /// Of its text.
         text: Digest,
     },
+    /// Files of the project that fit a pattern.
+    Pattern {
+        /// Folder that the pattern is relative to.
+        root: PathBuf,
+        /// As written.
+        pattern: String,
+        /// Of their names.
+        names: Digest,
+    },
+    /// What a stage gave: it can only be known by planning that stage.
+    List,
 }
 
 impl Dependency {
@@ -35,11 +46,26 @@ impl Dependency {
         Self::File { path: path.to_owned(), text: Digest::of(text.as_bytes()) }
     }
 
+    /// A pattern fitted these files.
+    pub fn pattern(root: &Path, pattern: &str, names: &[&str]) -> Self {
+        Self::Pattern { root: root.to_owned(), pattern: pattern.to_owned(), names: digest(names) }
+    }
+
     /// Whether the answer would be the same today.
     pub fn holds(&self, variable: &dyn Fn(&str) -> Option<String>) -> bool {
         match self {
             Self::Variable { name, value } => variable(name).map(|value| Digest::of(value.as_bytes())) == *value,
+            Self::Pattern { root, pattern, names } => crate::resolve::project::names(root, pattern).is_some_and(|found| {
+                let found: Vec<&str> = found.iter().map(String::as_str).collect();
+                digest(&found) == *names
+            }),
+            Self::List => false,
             Self::File { path, text } => std::fs::read(path).is_ok_and(|bytes| Digest::of(&bytes) == *text),
         }
     }
+}
+
+/// A name has no zero byte.
+fn digest(names: &[&str]) -> Digest {
+    Digest::of(names.join("\0").as_bytes())
 }

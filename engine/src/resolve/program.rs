@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use serde_json::{Map, Value};
 
+use crate::compiled::Dependency;
 use crate::spec::StageSpec;
 
 /// What the stages of one file share.
@@ -31,6 +32,8 @@ pub struct Program {
     pub broken: Vec<String>,
     /// Units of every named pool.
     pub pools: BTreeMap<String, u32>,
+    /// Included files.
+    pub dependencies: Vec<Dependency>,
 }
 
 impl Program {

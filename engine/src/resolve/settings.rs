@@ -236,7 +236,7 @@ fn bytes(text: &str) -> Option<u64> {
     };
     let bytes = number * factor;
     // Sizes beyond 2^53 bytes are no sizes of a memory.
-    (bytes >= 1.0 && bytes < 9e15).then_some(bytes as u64)
+    (1.0..9e15).contains(&bytes).then_some(bytes as u64)
 }
 
 /// `5m` as a time; at most a hundred years.

@@ -57,7 +57,25 @@ fn number(n: &serde_yaml::Number) -> Option<Value> {
 /// A collection that is being filled.
 enum Open {
     List { start: usize, items: Vec<Node> },
-    Map { start: usize, entries: Vec<(Key, Node)>, seen: HashMap<String, Span>, key: Option<Key> },
+    Map { start: usize, entries: Vec<(Key, Node)>, seen: Seen, key: Option<Key> },
+}
+
+/// Keys of a map that is being filled. Most maps are small, and their entries are looked through faster than a table is made.
+#[derive(Default)]
+struct Seen(Option<HashMap<String, Span>>);
+
+/// Most entries that are looked through.
+const FEW: usize = 16;
+
+impl Seen {
+    /// Notes a key; the place of the same key among the entries before, if it is there.
+    fn insert(&mut self, name: &str, span: Span, entries: &[(Key, Node)]) -> Option<Span> {
+        if entries.len() <= FEW {
+            return entries.iter().find(|(key, _)| key.name == name).map(|(key, _)| key.span);
+        }
+        let known = || entries.iter().map(|(key, _)| (key.name.clone(), key.span)).collect();
+        self.0.get_or_insert_with(known).insert(name.to_owned(), span)
+    }
 }
 
 struct Builder<'t> {
@@ -129,7 +147,7 @@ impl<'t> Builder<'t> {
             }
             Event::MappingStart(_, tag) => {
                 self.refuse_tag(tag.is_some(), span);
-                self.open(Open::Map { start: span.start, entries: Vec::new(), seen: HashMap::new(), key: None }, span)?;
+                self.open(Open::Map { start: span.start, entries: Vec::new(), seen: Seen::default(), key: None }, span)?;
             }
             Event::SequenceEnd | Event::MappingEnd => self.close(span),
             Event::Alias(_) => {
@@ -196,7 +214,7 @@ impl<'t> Builder<'t> {
     }
 
     fn scalar(&mut self, text: &str, style: ScalarStyle, span: Span) {
-        if let Some(Open::Map { key: key @ None, seen, .. }) = self.stack.last_mut() {
+        if let Some(Open::Map { key: key @ None, seen, entries, .. }) = self.stack.last_mut() {
             if text == "<<" && style == ScalarStyle::Plain {
                 self.problems.push(
                     Problem::new("yaml::merge-key", "merge keys are not allowed in a pipeline")
@@ -204,7 +222,7 @@ impl<'t> Builder<'t> {
                         .help("write the entries out"),
                 );
             }
-            if let Some(first) = seen.insert(text.to_owned(), span) {
+            if let Some(first) = seen.insert(text, span, entries) {
                 self.problems.push(
                     Problem::new("yaml::duplicate-key", format!("the key `{text}` is written twice"))
                         .at(span, "again here")

@@ -3,12 +3,15 @@
 mod file;
 mod reader;
 mod stage;
+mod template;
 
 use crate::problem::{Problems, Spanned};
 use crate::source::{Key, Node};
 
 /// Keys at the top of the file.
-pub const TOP_KEYS: [&str; 5] = ["name", "about", "params", "pools", "stages"];
+pub const TOP_KEYS: [&str; 8] = ["name", "about", "params", "profiles", "include", "pools", "templates", "stages"];
+/// Keys of an entry of `include`.
+pub const INCLUDE_KEYS: [&str; 3] = ["file", "as", "params"];
 /// Keys of a stage.
 pub const STAGE_KEYS: [&str; 19] = [
     "about",
@@ -41,12 +44,27 @@ pub struct Spec {
     pub name: Option<Spanned<String>>,
     /// `params:` in the order of the file.
     pub params: Vec<(Key, Node)>,
+    /// `profiles:`, maps of params by name.
+    pub profiles: Vec<(Key, Node)>,
+    /// `include:`.
+    pub includes: Vec<IncludeSpec>,
     /// `pools:`, units by name.
     pub pools: Vec<(Key, Node)>,
     /// `stages:` in the order of the file, without those whose shape is wrong.
     pub stages: Vec<StageSpec>,
     /// Names of stages whose shape is wrong; what refers to them is not complained about.
     pub broken: Vec<String>,
+}
+
+/// One entry of `include:`.
+#[derive(Debug, Clone)]
+pub struct IncludeSpec {
+    /// `file:`, relative to the file that includes.
+    pub file: Spanned<String>,
+    /// `as:`, which stands before the names of its stages.
+    pub name: Spanned<String>,
+    /// `params:`, a map.
+    pub params: Option<Node>,
 }
 
 /// One entry of `stages:`.
@@ -60,10 +78,25 @@ pub struct StageSpec {
     pub action: ActionSpec,
     /// `in:`.
     pub inputs: Vec<(Key, Node)>,
-    /// `matrix:`; each axis is a list or an interpolation that gives one.
-    pub matrix: Vec<(Key, Node)>,
+    /// `matrix:`.
+    pub matrix: MatrixSpec,
+    /// `foreach:`, the name of the item and the list.
+    pub foreach: Option<(Key, Node)>,
+    /// `when:`, a condition.
+    pub when: Option<Node>,
     /// The [`SETTING_KEYS`] that it has.
     pub settings: Vec<(Key, Node)>,
+}
+
+/// `matrix:`, as written.
+#[derive(Debug, Clone, Default)]
+pub struct MatrixSpec {
+    /// Each axis is a list or an interpolation that gives one.
+    pub axes: Vec<(Key, Node)>,
+    /// `include:`, a list of maps.
+    pub include: Option<Node>,
+    /// `exclude:`, a list of maps.
+    pub exclude: Option<Node>,
 }
 
 /// What a stage does, as written.

@@ -3,12 +3,15 @@
 use crate::problem::{Problem, Problems, Span, Spanned};
 use crate::source::{Data, Key, Node};
 use crate::spec::is_name;
+use crate::spec::template::Template;
 
 /// Collects the mistakes of shape.
 #[derive(Default)]
 pub struct Reader {
     /// All mistakes so far.
     pub problems: Problems,
+    /// `templates:` of the file.
+    pub templates: Vec<Template>,
 }
 
 impl Reader {
@@ -34,14 +37,19 @@ impl Reader {
         };
         for (key, _) in &entries {
             if !is_name(&key.name) {
-                self.problems.push(
-                    Problem::new("spec::bad-name", format!("`{}` cannot be a name in `{what}`", key.name))
-                        .at(key.span, "this name")
-                        .help("a name begins with a letter and has letters, digits, `_` and `-` only"),
-                );
+                self.bad_name(&key.name, what, key.span);
             }
         }
         entries
+    }
+
+    /// `name` cannot be one.
+    pub fn bad_name(&mut self, name: &str, what: &str, span: Span) {
+        self.problems.push(
+            Problem::new("spec::bad-name", format!("`{name}` cannot be a name in `{what}`"))
+                .at(span, "this name")
+                .help("a name begins with a letter and has letters, digits, `_` and `-` only"),
+        );
     }
 
     /// A string.

@@ -1,7 +1,7 @@
 //! One stage.
 
 use super::reader::Reader;
-use super::{ActionSpec, RunSpec, STAGE_KEYS, StageSpec};
+use super::{ActionSpec, MatrixSpec, RunSpec, STAGE_KEYS, StageSpec};
 use crate::problem::{Problem, Span, Spanned};
 use crate::source::{Data, Key, Node};
 
@@ -17,7 +17,9 @@ struct Fields {
     workdir: Option<(Span, Node)>,
     stdout: Option<(Span, Node)>,
     inputs: Vec<(Key, Node)>,
-    matrix: Vec<(Key, Node)>,
+    matrix: MatrixSpec,
+    foreach: Option<(Key, Node)>,
+    when: Option<Node>,
     settings: Vec<(Key, Node)>,
     /// Whether `uses` or `run` was written at all.
     names_an_action: bool,
@@ -30,6 +32,7 @@ impl Reader {
             self.wrong_type(&node, &format!("stage `{}`", key.name), "a map");
             return None;
         };
+        let entries = self.templated(key, entries)?;
         let mut fields = Fields::default();
         for (field, value) in entries {
             self.field(&mut fields, field, value);
@@ -41,7 +44,30 @@ impl Reader {
         }
         let action = self.action(key, &mut fields)?;
         let name = Spanned::new(key.name.clone(), key.span);
-        Some(StageSpec { name, unit: 0, action, inputs: fields.inputs, matrix: fields.matrix, settings: fields.settings })
+        self.check_item(&fields);
+        Some(StageSpec {
+            name,
+            unit: 0,
+            action,
+            inputs: fields.inputs,
+            matrix: fields.matrix,
+            foreach: fields.foreach,
+            when: fields.when,
+            settings: fields.settings,
+        })
+    }
+
+    /// The item of `foreach` is an axis too.
+    fn check_item(&mut self, fields: &Fields) {
+        let Some((item, _)) = &fields.foreach else { return };
+        if let Some((axis, _)) = fields.matrix.axes.iter().find(|(axis, _)| axis.name == item.name) {
+            self.problems.push(
+                Problem::new("spec::bad-name", format!("`{}` is an axis of the matrix and the item of `foreach`", item.name))
+                    .at(item.span, "this name")
+                    .at(axis.span, "and this one")
+                    .help("rename one of them"),
+            );
+        }
     }
 
     fn field(&mut self, fields: &mut Fields, key: Key, value: Node) {
@@ -59,6 +85,8 @@ impl Reader {
             "with" => fields.with = Some((key.span, value)),
             "out" => fields.out = Some((key.span, self.named_map(value, "out"))),
             "matrix" => fields.matrix = self.matrix(value),
+            "foreach" => fields.foreach = self.foreach(value),
+            "when" => fields.when = Some(value),
             "env" => fields.env = Some((key.span, self.named_map(value, "env"))),
             "shell" => fields.shell = self.text(&value, "shell").map(|_| (key.span, value)),
             "workdir" => fields.workdir = self.text(&value, "workdir").map(|_| (key.span, value)),
@@ -148,24 +176,46 @@ impl Reader {
         }))
     }
 
-    fn matrix(&mut self, node: Node) -> Vec<(Key, Node)> {
-        let axes = self.named_map(node, "matrix");
-        for (key, values) in &axes {
-            let interpolated = values.as_str().is_some_and(|text| text.starts_with("${"));
-            match &values.data {
-                Data::List(items) if !items.is_empty() => {}
-                _ if interpolated => {}
-                _ => self.problems.push(
-                    Problem::new("spec::matrix-axis", format!("the axis `{}` needs a list of values", key.name))
-                        .at(
-                            values.span,
-                            format!("this is {}", if matches!(values.data, Data::List(_)) { "an empty list" } else { values.type_name() }),
-                        )
-                        .help(format!("write `{}: [1, 2]`", key.name)),
-                ),
+    fn matrix(&mut self, node: Node) -> MatrixSpec {
+        let mut matrix = MatrixSpec::default();
+        for (key, values) in self.named_map(node, "matrix") {
+            match key.name.as_str() {
+                "include" => matrix.include = Some(values),
+                "exclude" => matrix.exclude = Some(values),
+                _ => {
+                    self.axis(&key, &values);
+                    matrix.axes.push((key, values));
+                }
             }
         }
-        axes
+        matrix
+    }
+
+    fn axis(&mut self, key: &Key, values: &Node) {
+        let what = match &values.data {
+            Data::List(items) if items.is_empty() => "an empty list",
+            Data::List(_) => return,
+            _ if values.as_str().is_some_and(|text| text.starts_with("${")) => return,
+            _ => values.type_name(),
+        };
+        self.problems.push(
+            Problem::new("spec::matrix-axis", format!("the axis `{}` needs a list of values", key.name))
+                .at(values.span, format!("this is {what}"))
+                .help(format!("write `{}: [1, 2]`", key.name)),
+        );
+    }
+
+    fn foreach(&mut self, node: Node) -> Option<(Key, Node)> {
+        let span = node.span;
+        let mut entries = self.named_map(node, "foreach");
+        if entries.len() > 1 {
+            self.problems.push(
+                Problem::new("spec::foreach", "`foreach` names one item")
+                    .at(span, "several")
+                    .help("for all combinations of several lists use `matrix`"),
+            );
+        }
+        (!entries.is_empty()).then(|| entries.swap_remove(0))
     }
 }
 
