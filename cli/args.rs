@@ -32,6 +32,9 @@ pub struct Cli {
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Write a first pipeline that runs
+    #[command(after_help = crate::init::EXAMPLES)]
+    Init(crate::init::Init),
     /// Run what changed
     #[command(after_help = "Examples:
   trestle run                                        trestle.yaml in this folder

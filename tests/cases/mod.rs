@@ -2,6 +2,7 @@ mod changes;
 mod commands;
 mod damage;
 mod failures;
+mod init;
 mod language;
 mod native;
 mod readme;
