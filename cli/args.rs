@@ -35,6 +35,9 @@ pub enum Command {
     /// Write a first pipeline that runs
     #[command(after_help = crate::init::EXAMPLES)]
     Init(crate::init::Init),
+    /// Find the mistakes of a pipeline file; execute nothing
+    #[command(after_help = crate::check::EXAMPLES)]
+    Check(crate::check::Check),
     /// Run what changed
     #[command(after_help = "Examples:
   trestle run                                        trestle.yaml in this folder

@@ -33,8 +33,7 @@ pub struct Project {
 impl Project {
     /// Reads the pipeline that the command line names; the other words come back.
     pub fn open(free_words: &[String], source: &Source, registry: &Registry) -> Result<(Self, Vec<String>), Fail> {
-        let (file, rest) = words::split(free_words, source)?;
-        let pipeline = load(&file, source, registry)?;
+        let (Read { pipeline, .. }, rest) = read(free_words, source, registry)?;
         let folder = match &source.cache {
             Some(folder) => folder.clone(),
             None => root(&pipeline.root).join(FOLDER),
@@ -72,7 +71,23 @@ impl Project {
     }
 }
 
-fn load(file: &Path, source: &Source, registry: &Registry) -> Result<Pipeline, Fail> {
+/// A pipeline file that has no mistakes.
+pub struct Read {
+    /// The file, as named.
+    pub name: String,
+    /// Its text.
+    pub text: String,
+    /// What it means.
+    pub pipeline: Pipeline,
+}
+
+/// Reads the pipeline that the command line names, without its cache; the other words come back.
+pub fn read(free_words: &[String], source: &Source, registry: &Registry) -> Result<(Read, Vec<String>), Fail> {
+    let (file, rest) = words::split(free_words, source)?;
+    Ok((load(&file, source, registry)?, rest))
+}
+
+fn load(file: &Path, source: &Source, registry: &Registry) -> Result<Read, Fail> {
     let text = std::fs::read_to_string(file).map_err(|e| {
         Fail::with_help(
             format!("cannot read the pipeline file {}: {e}", file.display()),
@@ -84,7 +99,8 @@ fn load(file: &Path, source: &Source, registry: &Registry) -> Result<Pipeline, F
     let absolute = std::path::absolute(file).map_err(|e| Fail::message(format!("cannot find {}: {e}", file.display())))?;
     let folder = absolute.parent().map_or_else(|| PathBuf::from("/"), Path::to_path_buf);
     let name = file.file_stem().map_or_else(|| "pipeline".to_owned(), |stem| stem.to_string_lossy().into_owned());
-    resolve::pipeline(&text, &folder, &name, &overrides, registry).map_err(wrong)
+    let pipeline = resolve::pipeline(&text, &folder, &name, &overrides, registry).map_err(wrong)?;
+    Ok(Read { name: file.display().to_string(), text, pipeline })
 }
 
 fn overrides(set: &[String]) -> Result<Vec<Override>, Problems> {

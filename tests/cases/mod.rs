@@ -1,4 +1,5 @@
 mod changes;
+mod check;
 mod commands;
 mod damage;
 mod failures;

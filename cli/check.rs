@@ -1,0 +1,184 @@
+//! `trestle check`: everything but running.
+
+use std::collections::BTreeSet;
+use std::fmt::Write;
+use std::fs::{self, File};
+use std::path::Path;
+use std::process::ExitCode;
+
+use clap::{Args, ValueEnum};
+use serde_json::json;
+use trestle_engine::pipeline::{Origin, Pipeline};
+use trestle_engine::problem::{Problem, Problems};
+
+use crate::args::Source;
+use crate::fail::{Fail, WRONG};
+use crate::github::{Annotation, Level, Place};
+use crate::project;
+
+/// What `check --help` ends with.
+pub const EXAMPLES: &str = "Examples:
+  trestle check                                    trestle.yaml in this folder
+  trestle check pipelines/*.yaml                   each of several files
+  trestle check --set optim.lr=0.1                 with another param
+  trestle check --format github                    mistakes as annotations, in CI
+  trestle check --format json | jq -r .message     one JSON value a mistake, then a summary
+
+Exit codes: 0 nothing is wrong, 2 something is.";
+
+/// `check`.
+#[derive(Debug, Args)]
+pub struct Check {
+    /// Pipeline files [default: trestle.yaml]
+    #[arg(value_name = "FILE")]
+    pub words: Vec<String>,
+    #[command(flatten)]
+    pub source: Source,
+    /// How to print
+    #[arg(long, value_enum, default_value = "human")]
+    pub format: Format,
+}
+
+/// How to print mistakes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// For people
+    Human,
+    /// One JSON value a line
+    Json,
+    /// Annotations of a CI run
+    Github,
+}
+
+/// Resolves pipelines and looks at their inputs; reads no cache and makes none.
+pub fn check(args: &Check) -> Result<ExitCode, Fail> {
+    let mut code = ExitCode::SUCCESS;
+    let files: Vec<Vec<String>> =
+        if args.words.is_empty() { vec![Vec::new()] } else { args.words.iter().map(|word| vec![word.clone()]).collect() };
+    for words in &files {
+        match checked(words, args) {
+            Ok(pipeline) => drop(say_sound(&pipeline, files.len() > 1, args.format)?),
+            Err(Fail::Pipeline { name, text, problems }) if args.format != Format::Human => {
+                crate::print(&reports(&name, &text, &problems, args.format))?;
+                code = ExitCode::from(WRONG);
+            }
+            Err(fail @ Fail::Pipeline { .. }) => code = fail.print(),
+            Err(other) => return Err(other),
+        }
+    }
+    Ok(code)
+}
+
+fn checked(words: &[String], args: &Check) -> Result<Pipeline, Fail> {
+    let (read, rest) = project::read(words, &args.source, &trestle_stages::registry())?;
+    if let Some(word) = rest.first() {
+        return Err(Fail::with_help(format!("`{word}` is not a pipeline file"), "`check` takes pipeline files only"));
+    }
+    let problems = unreadable(&read.pipeline);
+    match problems.or(()) {
+        Ok(()) => Ok(read.pipeline),
+        Err(problems) => Err(Fail::Pipeline { name: read.name, text: read.text, problems }),
+    }
+}
+
+fn say_sound(pipeline: &Pipeline, named: bool, format: Format) -> Result<ExitCode, Fail> {
+    let stages = pipeline.stages.len();
+    let name = if named { format!("{}: ", pipeline.name) } else { String::new() };
+    crate::print(&match format {
+        Format::Human => format!("{name}ok: {stages} stage{}\n", if stages == 1 { "" } else { "s" }),
+        Format::Json => format!("{}\n", json!({"event": "checked", "pipeline": pipeline.name, "stages": stages, "mistakes": 0})),
+        Format::Github => String::new(),
+    })
+}
+
+/// Sources that are there and cannot be read.
+fn unreadable(pipeline: &Pipeline) -> Problems {
+    let mut problems = Problems::new();
+    let mut seen = BTreeSet::new();
+    for stage in &pipeline.stages {
+        for bound in stage.inputs.iter().flat_map(|slot| &slot.values) {
+            let Origin::File { path, written } = &bound.origin else { continue };
+            if seen.insert(path)
+                && let Err(why) = readable(path)
+            {
+                let message = format!("the input `{written}` of stage `{}` cannot be read: {why}", stage.name);
+                problems.push(Problem::new("check::unreadable-input", message));
+            }
+        }
+    }
+    problems
+}
+
+fn readable(path: &Path) -> Result<(), String> {
+    let kind = fs::metadata(path).map_err(|e| e.to_string())?.file_type();
+    // A pipe would block whoever opens it.
+    let opened = match (kind.is_file(), kind.is_dir()) {
+        (true, _) => File::open(path).map(drop),
+        (_, true) => fs::read_dir(path).map(drop),
+        _ => return Err("it is neither a file nor a folder".to_owned()),
+    };
+    opened.map_err(|e| e.to_string())
+}
+
+fn reports(name: &str, text: &str, problems: &Problems, format: Format) -> String {
+    let mut out = String::new();
+    let mut count = 0;
+    for problem in problems.clone() {
+        count += 1;
+        let span = problem.labels.first().map(|(span, _)| *span);
+        let at = span.map(|span| place(text, span.start));
+        // Writing into a String cannot fail.
+        let _ = match format {
+            Format::Github => writeln!(out, "{}", annotation(name, at, &problem)),
+            _ => writeln!(out, "{}", as_json(name, at, span.map(|span| place(text, span.end)), &problem)),
+        };
+    }
+    if format == Format::Json {
+        out.push_str(&format!("{}\n", json!({"event": "checked", "file": name, "mistakes": count})));
+    }
+    out
+}
+
+fn as_json(file: &str, at: Option<(usize, usize)>, end: Option<(usize, usize)>, problem: &Problem) -> serde_json::Value {
+    let mut value = json!({"event": "mistake", "file": file, "code": problem.code, "message": problem.message});
+    if let (Some((line, column)), Some((end_line, end_column))) = (at, end) {
+        value["line"] = line.into();
+        value["column"] = column.into();
+        value["end_line"] = end_line.into();
+        value["end_column"] = end_column.into();
+    }
+    if let Some(help) = &problem.help {
+        value["help"] = help.as_str().into();
+    }
+    value
+}
+
+fn annotation(file: &str, at: Option<(usize, usize)>, problem: &Problem) -> String {
+    let place = match at {
+        Some((line, column)) => Place { file, line, column },
+        None => Place { file, line: 1, column: 1 },
+    };
+    let help = problem.help.as_ref().map(|help| format!("\nhelp: {help}")).unwrap_or_default();
+    let message = format!("{}{help}", problem.message);
+    Annotation { level: Level::Error, place: Some(place), title: problem.code, message: &message }.to_string()
+}
+
+/// Line and column of a byte, both from 1; columns count characters.
+fn place(text: &str, byte: usize) -> (usize, usize) {
+    let before = text.get(..byte).unwrap_or(text);
+    let line_start = before.rfind('\n').map_or(0, |at| at + 1);
+    (before.matches('\n').count() + 1, before[line_start..].chars().count() + 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_count_lines_and_characters_from_one() {
+        let text = "a: é\nbc: d";
+        assert_eq!([place(text, 0), place(text, 5), place(text, 6), place(text, 10)], [(1, 1), (1, 5), (2, 1), (2, 5)]);
+        // `é` has two bytes: its end is one character on.
+        assert_eq!(place(text, 3), (1, 4));
+    }
+}
