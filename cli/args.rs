@@ -38,6 +38,12 @@ pub enum Command {
     /// Find the mistakes of a pipeline file; execute nothing
     #[command(after_help = crate::check::EXAMPLES)]
     Check(crate::check::Check),
+    /// List the stages: what each does and reads
+    #[command(after_help = crate::list::EXAMPLES)]
+    List(crate::list::List),
+    /// Say which stages are cached, since when and how large, and which are to run
+    #[command(after_help = crate::status::EXAMPLES)]
+    Status(crate::status::Status),
     /// Run what changed
     #[command(after_help = "Examples:
   trestle run                                        trestle.yaml in this folder

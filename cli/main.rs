@@ -9,12 +9,14 @@ mod github;
 mod graph;
 mod init;
 mod job;
+mod list;
 mod log;
 mod out;
 mod plan;
 mod project;
 mod render;
 mod run;
+mod status;
 mod words;
 
 use std::io::Write;
@@ -32,6 +34,8 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
         Command::Check(args) => check::check(&args),
+        Command::List(args) => list::list(&args),
+        Command::Status(args) => status::status(&args),
         Command::Init(args) => init::init(&args),
         Command::Run(args) => run::run(&args),
         Command::Plan(args) => plan::plan(&args),

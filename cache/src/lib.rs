@@ -20,6 +20,7 @@ mod index;
 mod last;
 mod manifest;
 mod record;
+mod size;
 mod store;
 
 pub use cache::{Cache, Health, How, RunLock};

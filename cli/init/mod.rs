@@ -88,6 +88,6 @@ fn add_line(path: &Path, line: &str) -> Result<bool, Fail> {
         .create(true)
         .open(path)
         .map_err(|e| Fail::message(format!("cannot open {}: {e}", path.display())))?;
-    write!(file, "{gap}{line}\n").map_err(|e| Fail::message(format!("cannot write {}: {e}", path.display())))?;
+    writeln!(file, "{gap}{line}").map_err(|e| Fail::message(format!("cannot write {}: {e}", path.display())))?;
     Ok(true)
 }

@@ -25,6 +25,29 @@ pub fn duration(time: Duration) -> String {
     }
 }
 
+/// `12 s`, `5 min`, `3 h`, `2 d`: one unit is enough for how long ago something was.
+pub fn age(time: Duration) -> String {
+    match time.as_secs() {
+        seconds @ ..60 => format!("{seconds} s"),
+        seconds @ ..3600 => format!("{} min", seconds / 60),
+        seconds @ ..86_400 => format!("{} h", seconds / 3600),
+        seconds => format!("{} d", seconds / 86_400),
+    }
+}
+
+/// `12 B`, `3.4 kB`, `120 MB`: powers of 1000.
+pub fn bytes(count: u64) -> String {
+    let mut value = count as f64;
+    for unit in ["B", "kB", "MB", "GB", "TB"] {
+        // 999.95 would be shown as 1000.0.
+        if value < 999.5 || unit == "TB" {
+            return if unit == "B" || value >= 99.95 { format!("{value:.0} {unit}") } else { format!("{value:.1} {unit}") };
+        }
+        value /= 1000.0;
+    }
+    unreachable!("the last unit takes everything")
+}
+
 /// What stands before an ingredient's name.
 pub fn section_name(section: Section) -> &'static str {
     match section {
@@ -48,7 +71,7 @@ fn shorten_digests(text: &str) -> String {
     let words: Vec<String> = text
         .split(' ')
         .map(|word| match word.split_once(':') {
-            Some((kind @ ("blob" | "exec" | "tree"), digest)) if digest.len() == 64 => format!("{kind}:{}", &digest[..12]),
+            Some((kind @ ("blob" | "blob+x" | "tree"), digest)) if digest.len() == 64 => format!("{kind}:{}", &digest[..12]),
             _ => word.to_owned(),
         })
         .collect();
@@ -144,6 +167,14 @@ mod tests {
     fn times() {
         let say = |ms| duration(Duration::from_millis(ms));
         assert_eq!([say(12), say(1234), say(61_000), say(3_720_000)], ["12 ms", "1.2 s", "1 min 1 s", "1 h 2 min"]);
+    }
+
+    #[test]
+    fn ages_and_sizes() {
+        let say = |seconds| age(Duration::from_secs(seconds));
+        assert_eq!([say(0), say(59), say(60), say(7_199), say(90_000)], ["0 s", "59 s", "1 min", "1 h", "1 d"]);
+        let sizes = [0, 999, 1000, 99_949, 99_950, 999_499, 999_500, 4_000_000_000].map(bytes);
+        assert_eq!(sizes, ["0 B", "999 B", "1.0 kB", "99.9 kB", "100 kB", "999 kB", "1.0 MB", "4.0 GB"]);
     }
 
     #[test]

@@ -194,7 +194,8 @@ pub fn select(pipeline: &Pipeline, targets: &[String]) -> Result<Vec<bool>, Erro
     Ok(wanted)
 }
 
-fn fits(target: &str, stage: &crate::pipeline::Stage) -> bool {
+/// Whether a target names this stage.
+pub fn fits(target: &str, stage: &crate::pipeline::Stage) -> bool {
     target == stage.name || target == stage.base || (target.contains('*') && glob(target, &stage.name))
 }
 

@@ -8,3 +8,4 @@ mod language;
 mod native;
 mod readme;
 mod ui;
+mod views;

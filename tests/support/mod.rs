@@ -1,5 +1,7 @@
 //! A scratch project and what a run of the real binary in it did.
 
+pub mod terminal;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
