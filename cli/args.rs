@@ -44,6 +44,12 @@ pub enum Command {
     /// Say which stages are cached, since when and how large, and which are to run
     #[command(after_help = crate::status::EXAMPLES)]
     Status(crate::status::Status),
+    /// List past runs
+    #[command(after_help = crate::runs::EXAMPLES)]
+    Runs(crate::runs::Runs),
+    /// Compare two past runs: params, keys, metrics and times, and why a stage differs
+    #[command(after_help = crate::diff::EXAMPLES)]
+    Diff(crate::diff::Diff),
     /// Run what changed
     #[command(after_help = "Examples:
   trestle run                                        trestle.yaml in this folder

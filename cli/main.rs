@@ -3,6 +3,7 @@
 
 mod args;
 mod check;
+mod diff;
 mod explain;
 mod fail;
 mod github;
@@ -16,6 +17,7 @@ mod plan;
 mod project;
 mod render;
 mod run;
+mod runs;
 mod status;
 mod words;
 
@@ -36,6 +38,8 @@ fn main() -> ExitCode {
         Command::Check(args) => check::check(&args),
         Command::List(args) => list::list(&args),
         Command::Status(args) => status::status(&args),
+        Command::Runs(args) => runs::runs(&args),
+        Command::Diff(args) => diff::diff(&args),
         Command::Init(args) => init::init(&args),
         Command::Run(args) => run::run(&args),
         Command::Plan(args) => plan::plan(&args),

@@ -17,6 +17,8 @@ use crate::words;
 
 /// Name of the folder that holds the cache and everything else of a project that is not its own.
 const FOLDER: &str = ".trestle";
+/// Name of the folder in it that holds the journals of runs.
+pub const RUNS: &str = "runs";
 
 /// A resolved pipeline and its cache.
 pub struct Project {
@@ -113,6 +115,17 @@ fn overrides(set: &[String]) -> Result<Vec<Override>, Problems> {
         }
     }
     problems.or(overrides)
+}
+
+/// The folder of the cache for commands that need no pipeline file.
+pub fn folder(given: Option<&Path>) -> Result<PathBuf, Fail> {
+    match given {
+        Some(folder) => Ok(folder.to_owned()),
+        None => {
+            let here = std::env::current_dir().map_err(|e| Fail::message(format!("cannot find the current folder: {e}")))?;
+            Ok(root(&here).join(FOLDER))
+        }
+    }
 }
 
 /// The root of the project that `folder` belongs to: the nearest folder above that has a cache, else a repository, else itself.

@@ -9,11 +9,12 @@ use tokio::sync::watch;
 use trestle_cache::RunLock;
 use trestle_engine::event::Event;
 use trestle_engine::executor::{Executor, Local};
+use trestle_engine::history::Recorder;
 use trestle_engine::run::{Options, Summary, run as run_pipeline};
 
 use crate::args::{Format, Run};
 use crate::fail::Fail;
-use crate::project::Project;
+use crate::project::{Project, RUNS};
 use crate::render::{self, Render};
 
 /// How long a stage has to end after an interruption.
@@ -40,9 +41,13 @@ pub fn run(args: &Run) -> Result<ExitCode, Fail> {
         .build()
         .map_err(|e| Fail::message(format!("cannot start the runtime: {e}")))?;
     let (pipeline, cache) = (Arc::clone(&project.pipeline), Arc::clone(&project.cache));
+    let mut recorder = Recording::begin(&project, &options, render.as_mut());
     let result = runtime.block_on(async {
         let cancel = interruptions();
-        let mut events = |event: Event| render.event(&event);
+        let mut events = |event: Event| {
+            recorder.event(&event, render.as_mut());
+            render.event(&event);
+        };
         run_pipeline(&pipeline, &wanted, &cache, &mut project.last, &executor, &options, cancel, &mut events).await
     });
     let summary = result?;
@@ -51,6 +56,35 @@ pub fn run(args: &Run) -> Result<ExitCode, Fail> {
         render::tables(&project, &wanted)?;
     }
     Ok(exit_code(&summary))
+}
+
+/// The account of this run, as long as it can be written: a run does not fail for want of it.
+struct Recording(Option<Recorder>);
+
+impl Recording {
+    fn begin(project: &Project, options: &Options, render: &mut dyn Render) -> Self {
+        let pipeline = &project.pipeline;
+        let command = std::env::args().skip(1).collect();
+        let folder = project.folder.join(RUNS);
+        match Recorder::begin(&folder, &pipeline.name, &pipeline.params, command, &options.host, env!("CARGO_PKG_VERSION")) {
+            Ok(recorder) => Self(Some(recorder)),
+            Err(error) => Self::without(&error, render),
+        }
+    }
+
+    fn event(&mut self, event: &Event, render: &mut dyn Render) {
+        if let Some(recorder) = &mut self.0
+            && let Err(error) = recorder.event(event)
+        {
+            *self = Self::without(&error, render);
+        }
+    }
+
+    fn without(error: &trestle_engine::error::Error, render: &mut dyn Render) -> Self {
+        let cause = std::error::Error::source(error).map(|cause| format!(": {cause}")).unwrap_or_default();
+        render.note(&format!("warning: `trestle runs` will not have this run: {error}{cause}"));
+        Self(None)
+    }
 }
 
 /// Makes what was stored known by its stat, so that the next run need not read it again.

@@ -35,6 +35,22 @@ pub fn age(time: Duration) -> String {
     }
 }
 
+/// `2026-11-21 10:24 UTC`, of milliseconds since 1970.
+pub fn date(unix_ms: u64) -> String {
+    let minutes = unix_ms / 60_000;
+    let (hour, minute) = (minutes / 60 % 24, minutes % 60);
+    // Days to a date by eras of 400 years that begin in March, after Howard Hinnant, https://howardhinnant.github.io/date_algorithms.html
+    let days = minutes / 1440 + 719_468;
+    let (era, of_era) = (days / 146_097, days % 146_097);
+    let year_of_era = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let from_march = (5 * of_year + 2) / 153;
+    let day = of_year - (153 * from_march + 2) / 5 + 1;
+    let month = if from_march < 10 { from_march + 3 } else { from_march - 9 };
+    let year = era * 400 + year_of_era + u64::from(month <= 2);
+    format!("{year}-{month:02}-{day:02} {hour:02}:{minute:02} UTC")
+}
+
 /// `12 B`, `3.4 kB`, `120 MB`: powers of 1000.
 pub fn bytes(count: u64) -> String {
     let mut value = count as f64;
@@ -167,6 +183,16 @@ mod tests {
     fn times() {
         let say = |ms| duration(Duration::from_millis(ms));
         assert_eq!([say(12), say(1234), say(61_000), say(3_720_000)], ["12 ms", "1.2 s", "1 min 1 s", "1 h 2 min"]);
+    }
+
+    #[test]
+    fn dates() {
+        let say = |seconds: u64| date(seconds * 1000);
+        assert_eq!(say(0), "1970-01-01 00:00 UTC");
+        // `date -u -d … +%s` gave these.
+        assert_eq!(say(951_782_340), "2000-02-28 23:59 UTC");
+        assert_eq!([say(951_825_600), say(951_868_800)], ["2000-02-29 12:00 UTC", "2000-03-01 00:00 UTC"]);
+        assert_eq!(say(1_795_257_845), "2026-11-21 10:44 UTC");
     }
 
     #[test]

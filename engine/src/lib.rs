@@ -7,6 +7,7 @@ pub mod error;
 pub mod event;
 pub mod executor;
 pub mod graph;
+pub mod history;
 pub mod job;
 pub mod pipeline;
 pub mod plan;

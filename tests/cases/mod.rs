@@ -7,5 +7,6 @@ mod init;
 mod language;
 mod native;
 mod readme;
+mod runs;
 mod ui;
 mod views;

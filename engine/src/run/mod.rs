@@ -306,7 +306,13 @@ impl Dispatcher<'_> {
         self.board.transition(id, Status::Done { cached: false });
         let metrics: Value = record.metrics.iter().map(|(name, value)| (name.clone(), Value::from(*value))).collect();
         let stage = self.pipeline.stages[id].name.clone();
-        (self.events)(Event::Done { stage, key: record.key.to_string(), seconds: took.as_secs_f64(), metrics });
+        (self.events)(Event::Done {
+            stage,
+            key: record.key.to_string(),
+            seconds: took.as_secs_f64(),
+            metrics,
+            peak_rss_kib: record.provenance.peak_rss_kib,
+        });
         let ready = self.release(id);
         self.make_ready(ready)?;
         self.decide_again(&record.key)
