@@ -50,6 +50,12 @@ pub enum Command {
     /// Compare two past runs: params, keys, metrics and times, and why a stage differs
     #[command(after_help = crate::diff::EXAMPLES)]
     Diff(crate::diff::Diff),
+    /// Run, and run again on every change
+    #[command(after_help = crate::watch::EXAMPLES)]
+    Watch(crate::watch::Watch),
+    /// Remove logs, copies and leftovers; with --cache, everything
+    #[command(after_help = crate::clean::EXAMPLES)]
+    Clean(crate::clean::Clean),
     /// Run what changed
     #[command(after_help = "Examples:
   trestle run                                        trestle.yaml in this folder

@@ -3,6 +3,7 @@
 
 mod args;
 mod check;
+mod clean;
 mod diff;
 mod explain;
 mod fail;
@@ -19,6 +20,7 @@ mod render;
 mod run;
 mod runs;
 mod status;
+mod watch;
 mod words;
 
 use std::io::Write;
@@ -40,6 +42,8 @@ fn main() -> ExitCode {
         Command::Status(args) => status::status(&args),
         Command::Runs(args) => runs::runs(&args),
         Command::Diff(args) => diff::diff(&args),
+        Command::Watch(args) => watch::watch(&args),
+        Command::Clean(args) => clean::clean(&args),
         Command::Init(args) => init::init(&args),
         Command::Run(args) => run::run(&args),
         Command::Plan(args) => plan::plan(&args),

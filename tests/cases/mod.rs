@@ -1,5 +1,6 @@
 mod changes;
 mod check;
+mod clean;
 mod commands;
 mod damage;
 mod failures;
@@ -10,3 +11,4 @@ mod readme;
 mod runs;
 mod ui;
 mod views;
+mod watch;
