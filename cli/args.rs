@@ -50,6 +50,9 @@ pub enum Command {
     /// Compare two past runs: params, keys, metrics and times, and why a stage differs
     #[command(after_help = crate::diff::EXAMPLES)]
     Diff(crate::diff::Diff),
+    /// Write down what each stage gave, in a small file for version control; or compare with it
+    #[command(after_help = crate::lock::EXAMPLES)]
+    Lock(crate::lock::LockArgs),
     /// Run, and run again on every change
     #[command(after_help = crate::watch::EXAMPLES)]
     Watch(crate::watch::Watch),
@@ -129,6 +132,9 @@ pub struct Run {
     /// After a failure go on with what does not depend on it
     #[arg(short, long)]
     pub keep_going: bool,
+    /// Fail where a stage would not be what the lock says (see `trestle lock`)
+    #[arg(long)]
+    pub locked: bool,
     /// How to print
     #[arg(long, value_enum, default_value = "human")]
     pub format: Format,

@@ -8,10 +8,15 @@ use trestle_engine::problem::Problems;
 /// The pipeline, the command line or the place is wrong.
 pub const WRONG: u8 = 2;
 
+/// A stage failed, or is not what it should be.
+pub const FAILED: u8 = 1;
+
 /// Why a command ends early.
 pub enum Fail {
     /// Mistakes in a pipeline file, with its name and text.
     Pipeline { name: String, text: String, problems: Problems },
+    /// Results are not what the lock says.
+    Locked(String),
     /// Any other error.
     Other(Report),
 }
@@ -39,6 +44,11 @@ impl Fail {
                 if count > 1 {
                     eprintln!("{name}: {count} mistakes; nothing was run");
                 }
+            }
+            Self::Locked(complaint) => {
+                let help = "`trestle run` without `--locked`, then `trestle lock`, makes this the locked state";
+                eprintln!("{:?}", miette::miette!(help = help, "{complaint}"));
+                return ExitCode::from(FAILED);
             }
             Self::Other(report) => eprintln!("{report:?}"),
         }

@@ -12,6 +12,7 @@ mod graph;
 mod init;
 mod job;
 mod list;
+mod lock;
 mod log;
 mod out;
 mod plan;
@@ -44,6 +45,7 @@ fn main() -> ExitCode {
         Command::Diff(args) => diff::diff(&args),
         Command::Watch(args) => watch::watch(&args),
         Command::Clean(args) => clean::clean(&args),
+        Command::Lock(args) => lock::lock(&args),
         Command::Init(args) => init::init(&args),
         Command::Run(args) => run::run(&args),
         Command::Plan(args) => plan::plan(&args),

@@ -30,19 +30,21 @@ pub struct Project {
     pub last: Last,
     /// Folder of the cache.
     pub folder: PathBuf,
+    /// The pipeline file, as named.
+    pub file: PathBuf,
 }
 
 impl Project {
     /// Reads the pipeline that the command line names; the other words come back.
     pub fn open(free_words: &[String], source: &Source, registry: &Registry) -> Result<(Self, Vec<String>), Fail> {
-        let (Read { pipeline, .. }, rest) = read(free_words, source, registry)?;
+        let (Read { pipeline, name, .. }, rest) = read(free_words, source, registry)?;
         let folder = match &source.cache {
             Some(folder) => folder.clone(),
             None => root(&pipeline.root).join(FOLDER),
         };
         let cache = Cache::open(&folder)?;
         let last = Last::open(&folder.join("last").join(format!("{}.journal", file_name(&pipeline.name))))?;
-        Ok((Self { pipeline: Arc::new(pipeline), cache: Arc::new(cache), last, folder }, rest))
+        Ok((Self { pipeline: Arc::new(pipeline), cache: Arc::new(cache), last, folder, file: PathBuf::from(name) }, rest))
     }
 
     /// Folder for the logs of this pipeline's stages.

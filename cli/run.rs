@@ -14,6 +14,7 @@ use trestle_engine::run::{Options, Summary, run as run_pipeline};
 
 use crate::args::{Format, Run};
 use crate::fail::Fail;
+use crate::lock::Held;
 use crate::project::{Project, RUNS};
 use crate::render::{self, Render};
 
@@ -34,6 +35,7 @@ pub fn run(args: &Run) -> Result<ExitCode, Fail> {
     };
     let held = lock(&project, render.as_mut())?;
     project.cache.sweep_tmp(&held)?;
+    let mut locked = if args.locked { Some(Held::begin(&project, &wanted)?) } else { None };
     let options = options(args, &project);
     let executor: Arc<dyn Executor> = Arc::new(local(&options)?);
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -43,8 +45,12 @@ pub fn run(args: &Run) -> Result<ExitCode, Fail> {
     let (pipeline, cache) = (Arc::clone(&project.pipeline), Arc::clone(&project.cache));
     let mut recorder = Recording::begin(&project, &options, render.as_mut());
     let result = runtime.block_on(async {
-        let cancel = interruptions();
+        let (stop, cancel) = interruptions();
         let mut events = |event: Event| {
+            if locked.as_mut().is_some_and(|locked| !locked.allows(&event, &cache)) {
+                // Nobody listens only when the run is over.
+                let _ = stop.send(true);
+            }
             recorder.event(&event, render.as_mut());
             render.event(&event);
         };
@@ -52,6 +58,9 @@ pub fn run(args: &Run) -> Result<ExitCode, Fail> {
     });
     let summary = result?;
     settle(&project, &summary, render.as_mut())?;
+    if let Some(locked) = locked {
+        locked.end(&project.pipeline)?;
+    }
     if args.format == Format::Human && is_good(&summary) {
         render::tables(&project, &wanted)?;
     }
@@ -143,20 +152,21 @@ fn local(options: &Options) -> Result<Local, Fail> {
     Ok(Local { program: vec![program.into_os_string()], env: options.env.clone(), grace: GRACE })
 }
 
-/// Turns true at the first Ctrl-C (or SIGTERM); the second ends the program at once.
-fn interruptions() -> watch::Receiver<bool> {
+/// Turns true at the first Ctrl-C (or SIGTERM), or when something is sent; the second Ctrl-C ends the program at once.
+fn interruptions() -> (watch::Sender<bool>, watch::Receiver<bool>) {
     let (sender, receiver) = watch::channel(false);
+    let pressed = sender.clone();
     tokio::spawn(async move {
         if interruption().await.is_err() {
             return;
         }
         // Nobody listens only when the run is over.
-        let _ = sender.send(true);
+        let _ = pressed.send(true);
         if interruption().await.is_ok() {
             std::process::exit(130);
         }
     });
-    receiver
+    (sender, receiver)
 }
 
 async fn interruption() -> std::io::Result<()> {

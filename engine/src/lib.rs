@@ -9,6 +9,7 @@ pub mod executor;
 pub mod graph;
 pub mod history;
 pub mod job;
+pub mod lock;
 pub mod pipeline;
 pub mod plan;
 pub mod problem;

@@ -6,6 +6,7 @@ mod damage;
 mod failures;
 mod init;
 mod language;
+mod lock;
 mod native;
 mod readme;
 mod runs;
