@@ -66,7 +66,8 @@ pub enum Command {
   trestle run --set optim.lr=0.1 --keep-going
   trestle run --format json | tail -n 1              the summary for a script")]
     Run(Run),
-    /// Show what would run and why; execute nothing
+    /// Show what would run, why, and about how long it takes; execute nothing
+    #[command(after_help = crate::plan::EXAMPLES)]
     Plan(Plan),
     /// Show why a stage would run: which ingredient changed, old and new
     Explain(Explain),
@@ -118,6 +119,17 @@ pub enum Format {
     Json,
 }
 
+/// How to print what a CI run can show beside the code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Report {
+    /// For people
+    Human,
+    /// One JSON value a line
+    Json,
+    /// Annotations of a GitHub Actions run
+    Github,
+}
+
 /// `run`.
 #[derive(Debug, Args)]
 pub struct Run {
@@ -135,6 +147,9 @@ pub struct Run {
     /// Fail where a stage would not be what the lock says (see `trestle lock`)
     #[arg(long)]
     pub locked: bool,
+    /// Also print annotations: why stages run, and what failed
+    #[arg(long, conflicts_with = "format")]
+    pub ci: bool,
     /// How to print
     #[arg(long, value_enum, default_value = "human")]
     pub format: Format,
@@ -148,9 +163,12 @@ pub struct Plan {
     pub words: Vec<String>,
     #[command(flatten)]
     pub source: Source,
+    /// Threads to reckon the time with [default: all of the machine]
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub jobs: Option<u16>,
     /// How to print
     #[arg(long, value_enum, default_value = "human")]
-    pub format: Format,
+    pub format: Report,
 }
 
 /// `explain`.

@@ -6,15 +6,16 @@ use std::fs::{self, File};
 use std::path::Path;
 use std::process::ExitCode;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use serde_json::json;
 use trestle_engine::pipeline::{Origin, Pipeline};
 use trestle_engine::problem::{Problem, Problems};
 
-use crate::args::Source;
+use crate::args::{Report, Source};
 use crate::fail::{Fail, WRONG};
 use crate::github::{Annotation, Level, Place};
 use crate::project;
+use crate::render::words::count;
 
 /// What `check --help` ends with.
 pub const EXAMPLES: &str = "Examples:
@@ -36,18 +37,7 @@ pub struct Check {
     pub source: Source,
     /// How to print
     #[arg(long, value_enum, default_value = "human")]
-    pub format: Format,
-}
-
-/// How to print mistakes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Format {
-    /// For people
-    Human,
-    /// One JSON value a line
-    Json,
-    /// Annotations of a CI run
-    Github,
+    pub format: Report,
 }
 
 /// Resolves pipelines and looks at their inputs; reads no cache and makes none.
@@ -58,7 +48,7 @@ pub fn check(args: &Check) -> Result<ExitCode, Fail> {
     for words in &files {
         match checked(words, args) {
             Ok(pipeline) => drop(say_sound(&pipeline, files.len() > 1, args.format)?),
-            Err(Fail::Pipeline { name, text, problems }) if args.format != Format::Human => {
+            Err(Fail::Pipeline { name, text, problems }) if args.format != Report::Human => {
                 crate::print(&reports(&name, &text, &problems, args.format))?;
                 code = ExitCode::from(WRONG);
             }
@@ -81,13 +71,14 @@ fn checked(words: &[String], args: &Check) -> Result<Pipeline, Fail> {
     }
 }
 
-fn say_sound(pipeline: &Pipeline, named: bool, format: Format) -> Result<ExitCode, Fail> {
+fn say_sound(pipeline: &Pipeline, named: bool, format: Report) -> Result<ExitCode, Fail> {
     let stages = pipeline.stages.len();
+    let counted = count(stages, "stage");
     let name = if named { format!("{}: ", pipeline.name) } else { String::new() };
     crate::print(&match format {
-        Format::Human => format!("{name}ok: {stages} stage{}\n", if stages == 1 { "" } else { "s" }),
-        Format::Json => format!("{}\n", json!({"event": "checked", "pipeline": pipeline.name, "stages": stages, "mistakes": 0})),
-        Format::Github => String::new(),
+        Report::Human => format!("{name}ok: {counted}\n"),
+        Report::Json => format!("{}\n", json!({"event": "checked", "pipeline": pipeline.name, "stages": stages, "mistakes": 0})),
+        Report::Github => String::new(),
     })
 }
 
@@ -120,21 +111,21 @@ fn readable(path: &Path) -> Result<(), String> {
     opened.map_err(|e| e.to_string())
 }
 
-fn reports(name: &str, text: &str, problems: &Problems, format: Format) -> String {
+fn reports(name: &str, text: &str, problems: &Problems, format: Report) -> String {
     let mut out = String::new();
-    let mut count = 0;
+    let mut mistakes = 0;
     for problem in problems.clone() {
-        count += 1;
+        mistakes += 1;
         let span = problem.labels.first().map(|(span, _)| *span);
         let at = span.map(|span| place(text, span.start));
         // Writing into a String cannot fail.
         let _ = match format {
-            Format::Github => writeln!(out, "{}", annotation(name, at, &problem)),
+            Report::Github => writeln!(out, "{}", annotation(name, at, &problem)),
             _ => writeln!(out, "{}", as_json(name, at, span.map(|span| place(text, span.end)), &problem)),
         };
     }
-    if format == Format::Json {
-        out.push_str(&format!("{}\n", json!({"event": "checked", "file": name, "mistakes": count})));
+    if format == Report::Json {
+        out.push_str(&format!("{}\n", json!({"event": "checked", "file": name, "mistakes": mistakes})));
     }
     out
 }

@@ -8,7 +8,6 @@ use std::fmt;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Level {
     /// Something to know.
-    #[cfg_attr(not(test), expect(dead_code, reason = "`plan` prints them next"))]
     Notice,
     /// Something is wrong.
     Error,

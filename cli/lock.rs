@@ -13,8 +13,7 @@ use trestle_engine::lock::{Deviation, Lock, Locked, check, merge, other_outputs}
 use trestle_engine::pipeline::Pipeline;
 use trestle_engine::plan::{Fate, plan};
 
-use crate::args::Source;
-use crate::check::Format;
+use crate::args::{Report, Source};
 use crate::fail::Fail;
 use crate::github::{Annotation, Level};
 use crate::project::Project;
@@ -51,7 +50,7 @@ pub struct LockArgs {
     pub merge: Option<Vec<PathBuf>>,
     /// How to print what `--check` finds
     #[arg(long, value_enum, default_value = "human")]
-    pub format: Format,
+    pub format: Report,
 }
 
 /// Writes, checks or merges a lock.
@@ -86,7 +85,7 @@ fn write(project: &Project) -> Result<ExitCode, Fail> {
     }
     if !missing.is_empty() {
         return Err(Fail::with_help(
-            format!("{} stages have no outputs to lock: {}", missing.len(), some(&missing)),
+            format!("{} without outputs to lock: {}", words::count(missing.len(), "stage"), some(&missing)),
             "`trestle run` first; `trestle status` says why they are not cached",
         ));
     }
@@ -95,14 +94,14 @@ fn write(project: &Project) -> Result<ExitCode, Fail> {
     let before = fs::read_to_string(&path).ok();
     let count = lock.stages.len();
     if before.as_ref() == Some(&text) {
-        return crate::print(&format!("{} is up to date: {count} stages\n", path.display()));
+        return crate::print(&format!("{} is up to date: {}\n", path.display(), words::count(count, "stage")));
     }
     // Whole or not at all: it is under version control, but a torn one would be a nuisance.
     let temporary = path.with_extension("lock.new");
     let failed = |e: std::io::Error| Fail::message(format!("cannot write {}: {e}", path.display()));
     fs::write(&temporary, text).and_then(|()| fs::rename(&temporary, &path)).map_err(failed)?;
     let changed = before.and_then(|text| Lock::parse(&text).ok()).map(|before| changed(&before, &lock)).unwrap_or(count);
-    crate::print(&format!("wrote {}: {count} stages, {changed} new or changed\n", path.display()))
+    crate::print(&format!("wrote {}: {}, {changed} new or changed\n", path.display(), words::count(count, "stage")))
 }
 
 fn locked(record: ActionRecord) -> Locked {
@@ -125,7 +124,7 @@ fn read(path: &Path) -> Result<Lock, Fail> {
     Ok(Lock::parse(&text)?)
 }
 
-fn compare(project: &Project, format: Format) -> Result<ExitCode, Fail> {
+fn compare(project: &Project, format: Report) -> Result<ExitCode, Fail> {
     let path = path(project);
     let lock = read(&path)?;
     let pipeline = &project.pipeline;
@@ -135,9 +134,9 @@ fn compare(project: &Project, format: Format) -> Result<ExitCode, Fail> {
     for (stage, deviation) in &deviations {
         let lines = in_words(deviation, &project.cache)?;
         text.push_str(&match format {
-            Format::Human => format!("{stage}: {}\n", lines.join("; ")),
-            Format::Json => format!("{}\n", value(stage, deviation, &lines)),
-            Format::Github => {
+            Report::Human => format!("{stage}: {}\n", lines.join("; ")),
+            Report::Json => format!("{}\n", value(stage, deviation, &lines)),
+            Report::Github => {
                 let (title, message) = (format!("{stage} is not as locked"), lines.join("\n"));
                 format!("{}\n", Annotation { level: Level::Error, place: None, title: &title, message: &message })
             }
@@ -145,10 +144,10 @@ fn compare(project: &Project, format: Format) -> Result<ExitCode, Fail> {
     }
     let (count, stages) = (deviations.len(), pipeline.stages.len());
     match format {
-        Format::Human if count == 0 => text.push_str(&format!("ok: {stages} stages as locked\n")),
-        Format::Human => text.push_str(&format!("{count} of {stages} stages are not what {} says\n", path.display())),
-        Format::Json => text.push_str(&format!("{}\n", json!({"event": "checked", "stages": stages, "deviations": count}))),
-        Format::Github => {}
+        Report::Human if count == 0 => text.push_str(&format!("ok: {} as locked\n", words::count(stages, "stage"))),
+        Report::Human => text.push_str(&format!("not what {} says: {count} of {}\n", path.display(), words::count(stages, "stage"))),
+        Report::Json => text.push_str(&format!("{}\n", json!({"event": "checked", "stages": stages, "deviations": count}))),
+        Report::Github => {}
     }
     crate::print(&text)?;
     Ok(if count == 0 { ExitCode::SUCCESS } else { ExitCode::from(1) })
@@ -209,8 +208,8 @@ impl Held {
         }
         let more = if lines.len() > NAMED { format!("\n… and {} more", lines.len() - NAMED) } else { String::new() };
         Err(Fail::Locked(format!(
-            "{} stages are not what {} says; nothing was run\n{}{more}",
-            lines.len(),
+            "{} not what {} says; nothing was run\n{}{more}",
+            words::count(lines.len(), "stage"),
             path.display(),
             lines[..lines.len().min(NAMED)].join("\n")
         )))

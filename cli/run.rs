@@ -30,6 +30,7 @@ pub fn run(args: &Run) -> Result<ExitCode, Fail> {
     let (mut project, targets) = Project::open(&args.words, &args.source, &trestle_stages::registry())?;
     let wanted = project.wanted(&targets)?;
     let mut render: Box<dyn Render> = match args.format {
+        Format::Human if args.ci => Box::new(render::ci::Ci::default()),
         Format::Human => render::human(),
         Format::Json => Box::new(render::Json),
     };
@@ -130,11 +131,15 @@ fn lock(project: &Project, render: &mut dyn Render) -> Result<RunLock, Fail> {
     Ok(project.cache.lock()?)
 }
 
+/// Threads to use: as many as were asked for, else all of the machine.
+pub fn threads(asked: Option<u16>) -> usize {
+    asked.map_or_else(|| std::thread::available_parallelism().map_or(1, std::num::NonZero::get), usize::from)
+}
+
 fn options(args: &Run, project: &Project) -> Options {
-    let machine = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let env: BTreeMap<String, String> = PASSED.iter().filter_map(|name| Some(((*name).to_owned(), std::env::var(name).ok()?))).collect();
     Options {
-        cpus: args.jobs.map_or(machine, usize::from),
+        cpus: threads(args.jobs),
         keep_going: args.keep_going,
         env,
         host: std::fs::read_to_string("/proc/sys/kernel/hostname").map_or_else(|_| "unknown".to_owned(), |name| name.trim().to_owned()),

@@ -64,6 +64,11 @@ pub fn bytes(count: u64) -> String {
     unreachable!("the last unit takes everything")
 }
 
+/// `1 stage`, `3 stages`.
+pub fn count(count: usize, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
+}
+
 /// What stands before an ingredient's name.
 pub fn section_name(section: Section) -> &'static str {
     match section {

@@ -4,6 +4,7 @@
 
 pub mod action;
 pub mod error;
+pub mod estimate;
 pub mod event;
 pub mod executor;
 pub mod graph;

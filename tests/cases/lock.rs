@@ -34,7 +34,7 @@ fn what_has_not_run_cannot_be_locked() {
     let project = chain();
     let done = project.call(&["lock"]);
     assert_eq!(done.code, Some(2));
-    assert!(done.err.contains("3 stages have no outputs to lock: count, times, words"), "{}", done.err);
+    assert!(done.err.contains("3 stages without outputs to lock: count, times, words"), "{}", done.err);
     assert!(!project.path().join("trestle.lock").exists());
     let done = project.call(&["lock", "--check"]);
     assert!(done.code == Some(2) && done.err.contains("`trestle lock` writes it"), "{}", done.err);
@@ -51,7 +51,7 @@ fn a_check_needs_no_outputs_and_names_only_what_was_changed() {
     assert_eq!(done.code, Some(1));
     let lines: Vec<&str> = done.out.lines().collect();
     assert!(lines.len() == 2 && lines[0].starts_with("times: its key would be "), "{lines:?}");
-    assert_eq!(lines[1], "1 of 3 stages are not what trestle.lock says");
+    assert_eq!(lines[1], "not what trestle.lock says: 1 of 3 stages");
     let done = project.call(&["lock", "--check", "--format", "github"]);
     assert!(done.out.starts_with("::error title=times is not as locked::its key would be "), "{}", done.out);
     let done = project.call(&["lock", "--check", "--format", "json"]);
@@ -78,7 +78,7 @@ fn a_locked_run_runs_what_the_lock_says_and_nothing_else() {
     project.run_with(&["--locked"]).did(&["count", "times", "words"]);
     let other = project.call(&["run", "--locked", "--set", "factor=3"]);
     assert_eq!((other.code, other.out.as_str()), (Some(1), ""));
-    assert!(other.err.contains("1 stages are not what trestle.lock says; nothing was run"), "{}", other.err);
+    assert!(other.err.contains("1 stage not what trestle.lock says; nothing was run"), "{}", other.err);
     assert!(other.err.contains("times: command script"), "{}", other.err);
     // What is not wanted is not held.
     project.run_with(&["count", "--locked", "--set", "factor=3"]).did(&[]);
@@ -174,7 +174,7 @@ fn a_merge_that_no_run_gave_is_found_by_the_check() {
     assert!(merged.status.success(), "{merged:?}");
     let done = project.call(&["lock", "--check"]);
     assert_eq!(done.code, Some(1), "{}", done.out);
-    assert!(done.out.starts_with("more: ") && done.out.ends_with("1 of 5 stages are not what trestle.lock says\n"), "{}", done.out);
+    assert!(done.out.starts_with("more: ") && done.out.ends_with("not what trestle.lock says: 1 of 5 stages\n"), "{}", done.out);
     project.run();
     project.say(&["lock"]);
     assert_eq!(project.say(&["lock", "--check"]), "ok: 5 stages as locked\n");

@@ -1,5 +1,6 @@
 mod changes;
 mod check;
+mod ci;
 mod clean;
 mod commands;
 mod damage;
