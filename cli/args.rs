@@ -81,6 +81,9 @@ pub enum Command {
     Out(Out),
     /// Print what a stage printed when it last ran
     Log(Log),
+    /// Look after the cache: make room, find damage
+    #[command(subcommand)]
+    Cache(CacheCommand),
     /// Print the JSON Schema of pipeline files, for editors
     Schema,
     /// Print completions for a shell
@@ -150,9 +153,36 @@ pub struct Run {
     /// Also print annotations: why stages run, and what failed
     #[arg(long, conflicts_with = "format")]
     pub ci: bool,
+    /// Show every line that stages print
+    #[arg(short, long)]
+    pub verbose: bool,
+    /// What keeps commands from files that they did not declare
+    #[arg(long, value_enum, default_value = "auto", env = "TRESTLE_SANDBOX")]
+    pub sandbox: SandboxMode,
     /// How to print
     #[arg(long, value_enum, default_value = "human")]
     pub format: Format,
+}
+
+/// See [`trestle_engine::executor::Sandbox`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum SandboxMode {
+    /// Landlock, or commands do not run
+    Strict,
+    /// Landlock where the kernel has it, else a folder of its own alone
+    Auto,
+    /// A folder of its own alone
+    Off,
+}
+
+impl From<SandboxMode> for trestle_engine::executor::Sandbox {
+    fn from(mode: SandboxMode) -> Self {
+        match mode {
+            SandboxMode::Strict => Self::Strict,
+            SandboxMode::Auto => Self::Auto,
+            SandboxMode::Off => Self::Off,
+        }
+    }
 }
 
 /// `plan`.
@@ -169,6 +199,57 @@ pub struct Plan {
     /// How to print
     #[arg(long, value_enum, default_value = "human")]
     pub format: Report,
+}
+
+/// `cache`.
+#[derive(Debug, Subcommand)]
+pub enum CacheCommand {
+    /// Make room: remove what no pipeline used in its last run, the oldest first
+    #[command(after_help = "Examples:
+  trestle cache gc --dry-run                       what no record names any more
+  trestle cache gc --max-age 30d --max-size 20GiB
+
+What some pipeline of this cache had in its last run always stays.")]
+    Gc(Gc),
+    /// Read everything again and say what is damaged
+    #[command(after_help = "Examples:
+  trestle cache verify              exit code 1 if something is damaged
+  trestle cache verify --repair     and remove it, so that the stages that made it run again")]
+    Verify(Verify),
+}
+
+/// `cache gc`.
+#[derive(Debug, Args)]
+pub struct Gc {
+    /// Remove until at most this much is left, such as 20GiB
+    #[arg(long, value_name = "SIZE")]
+    pub max_size: Option<String>,
+    /// Remove what was made longer ago than this, such as 30d
+    #[arg(long, value_name = "AGE")]
+    pub max_age: Option<String>,
+    /// Only say what would go
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Folder of the cache [default: .trestle of the project in which this is called]
+    #[arg(long, value_name = "DIR", env = "TRESTLE_CACHE")]
+    pub cache: Option<PathBuf>,
+    /// How to print
+    #[arg(long, value_enum, default_value = "human")]
+    pub format: Format,
+}
+
+/// `cache verify`.
+#[derive(Debug, Args)]
+pub struct Verify {
+    /// Remove what is damaged
+    #[arg(long)]
+    pub repair: bool,
+    /// Folder of the cache [default: .trestle of the project in which this is called]
+    #[arg(long, value_name = "DIR", env = "TRESTLE_CACHE")]
+    pub cache: Option<PathBuf>,
+    /// How to print
+    #[arg(long, value_enum, default_value = "human")]
+    pub format: Format,
 }
 
 /// `explain`.

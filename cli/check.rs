@@ -9,7 +9,8 @@ use std::process::ExitCode;
 use clap::Args;
 use serde_json::json;
 use trestle_engine::pipeline::{Origin, Pipeline};
-use trestle_engine::problem::{Problem, Problems};
+use trestle_engine::problem::{Problem, Problems, Span};
+use trestle_engine::source::{Files, Source as Text};
 
 use crate::args::{Report, Source};
 use crate::fail::{Fail, WRONG};
@@ -48,8 +49,8 @@ pub fn check(args: &Check) -> Result<ExitCode, Fail> {
     for words in &files {
         match checked(words, args) {
             Ok(pipeline) => drop(say_sound(&pipeline, files.len() > 1, args.format)?),
-            Err(Fail::Pipeline { name, text, problems }) if args.format != Report::Human => {
-                crate::print(&reports(&name, &text, &problems, args.format))?;
+            Err(Fail::Pipeline { files, problems }) if args.format != Report::Human => {
+                crate::print(&reports(&files, &problems, args.format))?;
                 code = ExitCode::from(WRONG);
             }
             Err(fail @ Fail::Pipeline { .. }) => code = fail.print(),
@@ -60,15 +61,17 @@ pub fn check(args: &Check) -> Result<ExitCode, Fail> {
 }
 
 fn checked(words: &[String], args: &Check) -> Result<Pipeline, Fail> {
-    let (read, rest) = project::read(words, &args.source, &trestle_stages::registry())?;
+    let (pipeline, file, rest) = project::read(words, &args.source, &trestle_stages::registry())?;
     if let Some(word) = rest.first() {
         return Err(Fail::with_help(format!("`{word}` is not a pipeline file"), "`check` takes pipeline files only"));
     }
-    let problems = unreadable(&read.pipeline);
-    match problems.or(()) {
-        Ok(()) => Ok(read.pipeline),
-        Err(problems) => Err(Fail::Pipeline { name: read.name, text: read.text, problems }),
-    }
+    let problems = unreadable(&pipeline);
+    problems.or(pipeline).map_err(|problems| {
+        // These mistakes have no place in the text.
+        let mut files = Files::new();
+        files.add(file.display().to_string(), String::new());
+        Fail::Pipeline { files, problems }
+    })
 }
 
 fn say_sound(pipeline: &Pipeline, named: bool, format: Report) -> Result<ExitCode, Fail> {
@@ -111,32 +114,40 @@ fn readable(path: &Path) -> Result<(), String> {
     opened.map_err(|e| e.to_string())
 }
 
-fn reports(name: &str, text: &str, problems: &Problems, format: Report) -> String {
+fn reports(files: &Files, problems: &Problems, format: Report) -> String {
     let mut out = String::new();
     let mut mistakes = 0;
     for problem in problems.clone() {
         mistakes += 1;
-        let span = problem.labels.first().map(|(span, _)| *span);
-        let at = span.map(|span| place(text, span.start));
+        let at = problem.labels.first().and_then(|(span, _)| files.locate(*span));
         // Writing into a String cannot fail.
         let _ = match format {
-            Report::Github => writeln!(out, "{}", annotation(name, at, &problem)),
-            _ => writeln!(out, "{}", as_json(name, at, span.map(|span| place(text, span.end)), &problem)),
+            Report::Github => writeln!(out, "{}", annotation(files, at, &problem)),
+            _ => writeln!(out, "{}", as_json(files, at, &problem)),
         };
     }
     if format == Report::Json {
-        out.push_str(&format!("{}\n", json!({"event": "checked", "file": name, "mistakes": mistakes})));
+        out.push_str(&format!("{}\n", json!({"event": "checked", "file": main_file(files), "mistakes": mistakes})));
     }
     out
 }
 
-fn as_json(file: &str, at: Option<(usize, usize)>, end: Option<(usize, usize)>, problem: &Problem) -> serde_json::Value {
-    let mut value = json!({"event": "mistake", "file": file, "code": problem.code, "message": problem.message});
-    if let (Some((line, column)), Some((end_line, end_column))) = (at, end) {
-        value["line"] = line.into();
-        value["column"] = column.into();
-        value["end_line"] = end_line.into();
-        value["end_column"] = end_column.into();
+fn main_file(files: &Files) -> &str {
+    files.first().map_or("", |source| &source.name)
+}
+
+/// A text, and a place inside of it.
+type At<'f> = Option<(&'f Text, Span)>;
+
+fn as_json(files: &Files, at: At<'_>, problem: &Problem) -> serde_json::Value {
+    let mut value = json!({"event": "mistake", "file": main_file(files), "code": problem.code, "message": problem.message});
+    if let Some((source, span)) = at {
+        value["file"] = source.name.as_str().into();
+        for (end, byte) in [("", span.start), ("end_", span.end)] {
+            let (line, column) = place(&source.text, byte);
+            value[format!("{end}line")] = line.into();
+            value[format!("{end}column")] = column.into();
+        }
     }
     if let Some(help) = &problem.help {
         value["help"] = help.as_str().into();
@@ -144,14 +155,15 @@ fn as_json(file: &str, at: Option<(usize, usize)>, end: Option<(usize, usize)>, 
     value
 }
 
-fn annotation(file: &str, at: Option<(usize, usize)>, problem: &Problem) -> String {
-    let place = match at {
-        Some((line, column)) => Place { file, line, column },
-        None => Place { file, line: 1, column: 1 },
+fn annotation(files: &Files, at: At<'_>, problem: &Problem) -> String {
+    let (file, (line, column)) = match at {
+        Some((source, span)) => (source.name.as_str(), place(&source.text, span.start)),
+        None => (main_file(files), (1, 1)),
     };
     let help = problem.help.as_ref().map(|help| format!("\nhelp: {help}")).unwrap_or_default();
     let message = format!("{}{help}", problem.message);
-    Annotation { level: Level::Error, place: Some(place), title: problem.code, message: &message }.to_string()
+    let place = Some(Place { file, line, column });
+    Annotation { level: Level::Error, place, title: problem.code, message: &message }.to_string()
 }
 
 /// Line and column of a byte, both from 1; columns count characters.

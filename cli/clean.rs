@@ -61,7 +61,7 @@ pub fn clean(args: &Clean) -> Result<ExitCode, Fail> {
 
 fn parts(args: &Clean, folder: &Path) -> Result<ExitCode, Fail> {
     let cache = Cache::open(folder)?;
-    let held = lock(&cache)?;
+    let _held = lock(&cache)?;
     let mut text = String::new();
     let names = DISPOSABLE.iter().copied().chain(args.runs.then_some(project::RUNS));
     for path in names.map(|name| folder.join(name)).filter(|path| path.exists()) {
@@ -72,7 +72,7 @@ fn parts(args: &Clean, folder: &Path) -> Result<ExitCode, Fail> {
         text.push_str(&format!("{} {} ({})\n", removed(args.dry_run), path.display(), bytes(size)));
     }
     if !args.dry_run {
-        let count = cache.sweep_tmp(&held)?;
+        let count = cache.sweep_tmp()?;
         if count > 0 {
             text.push_str(&format!("removed {count} leftover{} of killed runs\n", if count == 1 { "" } else { "s" }));
         }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use clap::Args;
 use serde_json::{Map, Value, json};
 use trestle_cache::{ActionRecord, Cache, Change};
-use trestle_engine::history::{History, Known, Outcome, Run};
+use trestle_engine::runs::{Known, Outcome, Run, Runs as Past};
 
 use crate::args::Format;
 use crate::fail::Fail;
@@ -42,7 +42,7 @@ pub struct Diff {
 /// Compares params, keys, metrics and durations of two runs.
 pub fn diff(args: &Diff) -> Result<ExitCode, Fail> {
     let folder = project::folder(args.cache.as_deref())?;
-    let history = History::read(&folder.join(project::RUNS))?;
+    let history = Past::read(&folder.join(project::RUNS))?;
     let (a, b) = match args.runs.as_slice() {
         [run] => (history.before(history.find(run)?)?, history.find(run)?),
         [a, b, ..] => (history.find(a)?, history.find(b)?),

@@ -45,12 +45,12 @@ pub struct List {
 
 /// Prints the stages of a pipeline, in the order in which they can run. Reads no cache.
 pub fn list(args: &List) -> Result<ExitCode, Fail> {
-    let (read, patterns) = project::read(&args.words, &args.source, &trestle_stages::registry())?;
-    let stages = chosen(&read.pipeline, &patterns, &args.tag)?;
+    let (pipeline, _, patterns) = project::read(&args.words, &args.source, &trestle_stages::registry())?;
+    let stages = chosen(&pipeline, &patterns, &args.tag)?;
     crate::print(&match (args.format, args.outputs) {
-        (Format::Human, false) => stage_grid(&read.pipeline, &stages),
+        (Format::Human, false) => stage_grid(&pipeline, &stages),
         (Format::Human, true) => output_grid(&stages),
-        (Format::Json, false) => lines(stages.iter().map(|stage| stage_json(&read.pipeline, stage))),
+        (Format::Json, false) => lines(stages.iter().map(|stage| stage_json(&pipeline, stage))),
         (Format::Json, true) => lines(stages.iter().flat_map(|stage| outputs_json(stage))),
     })
 }

@@ -10,13 +10,12 @@ use serde_json::{Value, json};
 use trestle_cache::{ActionRecord, Cache};
 use trestle_engine::event::Event;
 use trestle_engine::lock::{Deviation, Lock, Locked, check, merge, other_outputs};
-use trestle_engine::pipeline::Pipeline;
 use trestle_engine::plan::{Fate, plan};
 
 use crate::args::{Report, Source};
 use crate::fail::Fail;
 use crate::github::{Annotation, Level};
-use crate::project::Project;
+use crate::project::{Project, Session};
 use crate::render::words;
 
 /// Most stages that an error names.
@@ -58,21 +57,29 @@ pub fn lock(args: &LockArgs) -> Result<ExitCode, Fail> {
     if let Some([base, ours, theirs]) = args.merge.as_deref() {
         return merge_files(base, ours, theirs);
     }
-    let (project, words) = Project::open(&args.words, &args.source, &trestle_stages::registry())?;
-    if let Some(word) = words.first() {
-        return Err(Fail::with_help(format!("`{word}` is not a pipeline file"), "a lock is of a whole pipeline"));
+    let whole = |words: &[String]| match words.first() {
+        Some(word) => Err(Fail::with_help(format!("`{word}` is not a pipeline file"), "a lock is of a whole pipeline")),
+        None => Ok(()),
+    };
+    if args.check {
+        let (session, words) = Session::open(&args.words, &args.source)?;
+        whole(&words)?;
+        compare(&session, args.format)
+    } else {
+        let (project, words) = Project::open(&args.words, &args.source, &trestle_stages::registry())?;
+        whole(&words)?;
+        write(&project)
     }
-    if args.check { compare(&project, args.format) } else { write(&project) }
 }
 
 /// Where the lock of a pipeline file is.
-fn path(project: &Project) -> PathBuf {
-    project.file.with_extension("lock")
+fn path(file: &Path) -> PathBuf {
+    file.with_extension("lock")
 }
 
 fn write(project: &Project) -> Result<ExitCode, Fail> {
     let pipeline = &project.pipeline;
-    let fates = plan(pipeline, &vec![true; pipeline.stages.len()], &project.cache, &project.last)?;
+    let fates = plan(pipeline, &vec![true; pipeline.stages.len()], &project.cache, &project.history)?;
     project.cache.flush()?;
     let mut lock = Lock::default();
     let mut missing = Vec::new();
@@ -89,7 +96,7 @@ fn write(project: &Project) -> Result<ExitCode, Fail> {
             "`trestle run` first; `trestle status` says why they are not cached",
         ));
     }
-    let path = path(project);
+    let path = path(&project.file);
     let text = lock.to_string();
     let before = fs::read_to_string(&path).ok();
     let count = lock.stages.len();
@@ -124,15 +131,14 @@ fn read(path: &Path) -> Result<Lock, Fail> {
     Ok(Lock::parse(&text)?)
 }
 
-fn compare(project: &Project, format: Report) -> Result<ExitCode, Fail> {
-    let path = path(project);
+fn compare(session: &Session, format: Report) -> Result<ExitCode, Fail> {
+    let path = path(session.file());
     let lock = read(&path)?;
-    let pipeline = &project.pipeline;
-    let deviations = check(pipeline, &vec![true; pipeline.stages.len()], &lock, &project.cache)?;
-    project.cache.flush()?;
+    let deviations = check(&session.compiled, &|_| true, &lock, &session.cache)?;
+    session.cache.flush()?;
     let mut text = String::new();
     for (stage, deviation) in &deviations {
-        let lines = in_words(deviation, &project.cache)?;
+        let lines = in_words(deviation, &session.cache)?;
         text.push_str(&match format {
             Report::Human => format!("{stage}: {}\n", lines.join("; ")),
             Report::Json => format!("{}\n", value(stage, deviation, &lines)),
@@ -142,7 +148,7 @@ fn compare(project: &Project, format: Report) -> Result<ExitCode, Fail> {
             }
         });
     }
-    let (count, stages) = (deviations.len(), pipeline.stages.len());
+    let (count, stages) = (deviations.len(), session.compiled.len());
     match format {
         Report::Human if count == 0 => text.push_str(&format!("ok: {} as locked\n", words::count(stages, "stage"))),
         Report::Human => text.push_str(&format!("not what {} says: {count} of {}\n", path.display(), words::count(stages, "stage"))),
@@ -192,16 +198,16 @@ pub struct Held {
 
 impl Held {
     /// Reads the lock of a project; fails if a wanted stage would not be what it says.
-    pub fn begin(project: &Project, wanted: &[bool]) -> Result<Self, Fail> {
-        let path = path(project);
+    pub fn begin(session: &Session, wanted: &dyn Fn(usize) -> bool) -> Result<Self, Fail> {
+        let path = path(session.file());
         let lock = read(&path)?;
         let is_gone = |deviation: &Deviation| *deviation == Deviation::Gone;
-        let is_all = wanted.iter().all(|wanted| *wanted);
-        let deviations = check(&project.pipeline, wanted, &lock, &project.cache)?;
+        let is_all = (0..session.compiled.len()).all(wanted);
+        let deviations = check(&session.compiled, wanted, &lock, &session.cache)?;
         let lines: Vec<String> = deviations
             .iter()
             .filter(|(_, deviation)| is_all || !is_gone(deviation))
-            .map(|(stage, deviation)| Ok(format!("{stage}: {}", in_words(deviation, &project.cache)?.join("; "))))
+            .map(|(stage, deviation)| Ok(format!("{stage}: {}", in_words(deviation, &session.cache)?.join("; "))))
             .collect::<Result<_, Fail>>()?;
         if lines.is_empty() {
             return Ok(Self { lock, broken: None });
@@ -239,10 +245,10 @@ impl Held {
     ///
     /// # Errors
     /// There is one.
-    pub fn end(self, pipeline: &Pipeline) -> Result<(), Fail> {
+    pub fn end(self) -> Result<(), Fail> {
         match self.broken {
             None => Ok(()),
-            Some(complaint) => Err(Fail::Locked(format!("{complaint}; the run of `{}` was ended", pipeline.name))),
+            Some(complaint) => Err(Fail::Locked(format!("{complaint}; the run was ended"))),
         }
     }
 }

@@ -2,6 +2,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "this is the one place that prints")]
 
 mod args;
+mod cache;
 mod check;
 mod clean;
 mod diff;
@@ -53,6 +54,7 @@ fn main() -> ExitCode {
         Command::Graph(args) => graph::graph(&args),
         Command::Out(args) => out::out(&args),
         Command::Log(args) => log::log(&args),
+        Command::Cache(command) => cache::cache(&command),
         Command::Schema => schema(),
         Command::Completions { shell } => completions(shell),
         Command::Job { file } => job::job(&file),

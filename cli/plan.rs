@@ -5,14 +5,14 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use trestle_engine::estimate::{Estimate, estimate};
-use trestle_engine::pipeline::{Pipeline, StageId};
-use trestle_engine::plan::{Fate, plan as plan_pipeline};
+use trestle_engine::estimate::{Estimate, Todo, estimate};
+use trestle_engine::pipeline::StageId;
+use trestle_engine::plan::{Decision, select_compiled};
 
 use crate::args::{Plan, Report};
 use crate::fail::Fail;
 use crate::github::{Annotation, Level};
-use crate::project::Project;
+use crate::project::Session;
 use crate::render::words::{count, duration, reason_lines, reasons, waits};
 
 /// More notices of one step than this are not shown by GitHub.
@@ -31,46 +31,45 @@ gave before.";
 
 /// Prints what would run and why.
 pub fn plan(args: &Plan) -> Result<ExitCode, Fail> {
-    let (project, targets) = Project::open(&args.words, &args.source, &trestle_stages::registry())?;
-    let wanted = project.wanted(&targets)?;
-    let fates = plan_pipeline(&project.pipeline, &wanted, &project.cache, &project.last)?;
-    project.cache.flush()?;
-    let estimate = estimate(&project.pipeline, &times(&project, &fates)?, crate::run::threads(args.jobs));
-    let text = match args.format {
-        Report::Human => human(&project.pipeline, &fates, &estimate),
-        Report::Json => as_json(&project.pipeline, &fates, &estimate),
-        Report::Github => notices(&project.pipeline, &fates, &estimate),
-    };
-    crate::print(&text)
+    let (mut session, targets) = Session::open(&args.words, &args.source)?;
+    let wanted = select_compiled(&session.compiled, &targets)?;
+    let wanted = |id: usize| wanted.as_ref().is_none_or(|wanted| wanted[id]);
+    let names = session.compiled.names().map_err(trestle_engine::error::Error::from)?;
+    let mut planned = Planned { names: &names, decisions: Vec::new(), counts: [0; 3] };
+    let keeps_hits = args.format == Report::Json;
+    session.planner.survey(&wanted, &mut |id, decision| planned.take(id, decision, keeps_hits))?;
+    session.cache.flush()?;
+    let estimate = estimate(&todo(&session, &planned)?, crate::run::threads(args.jobs));
+    crate::print(&match args.format {
+        Report::Human => planned.human(&estimate),
+        Report::Json => planned.json(&estimate),
+        Report::Github => planned.notices(&session.compiled.name, &estimate),
+    })
 }
 
-/// What each stage that may have to run took when it last ran.
-fn times(project: &Project, fates: &[(StageId, Fate)]) -> Result<BTreeMap<StageId, Option<Duration>>, Fail> {
-    let mut times = BTreeMap::new();
-    for (id, _) in fates.iter().filter(|(_, fate)| !matches!(fate, Fate::Hit(_))) {
-        let key = project.last.get(&project.pipeline.stages[*id].name);
-        let record = key.map(|key| project.cache.record(&key)).transpose()?.flatten();
-        times.insert(*id, record.map(|record| Duration::from_millis(record.provenance.duration_ms)));
+/// What each stage that may have to run took when it last ran, and what it needs.
+fn todo(session: &Session, planned: &Planned) -> Result<BTreeMap<StageId, Todo>, Fail> {
+    let mut stages = BTreeMap::new();
+    for (id, decision) in &planned.decisions {
+        let threads = match decision {
+            Decision::Hit(_) => continue,
+            Decision::Run(work) => work.stage.threads.min,
+            Decision::Later(_) => session.compiled.stage(*id).map_err(trestle_engine::error::Error::from)?.threads.min,
+        };
+        let time = match session.planner.expected_ms(*id) {
+            0 => recorded(session, *id, &planned.names[*id])?,
+            known => Some(Duration::from_millis(known.into())),
+        };
+        stages.insert(*id, Todo { time, threads, upstream: session.compiled.upstream(*id) });
     }
-    Ok(times)
+    Ok(stages)
 }
 
-/// How many stages are to run, later, and cached.
-fn counts(fates: &[(StageId, Fate)]) -> [usize; 3] {
-    let mut counts = [0; 3];
-    for (_, fate) in fates {
-        counts[match fate {
-            Fate::Run(_) => 0,
-            Fate::Later(_) => 1,
-            Fate::Hit(_) => 2,
-        }] += 1;
-    }
-    counts
-}
-
-fn in_words(counts: [usize; 3]) -> String {
-    let [run, later, cached] = counts;
-    format!("{run} to run, {later} later, {cached} cached")
+/// What a stage took when it last ran, by its record: the pipeline has changed since.
+fn recorded(session: &Session, id: StageId, name: &str) -> Result<Option<Duration>, Fail> {
+    let key = session.planner.last_key(id, name);
+    let record = key.map(|key| session.cache.record(&key)).transpose()?.flatten();
+    Ok(record.map(|record| Duration::from_millis(record.provenance.duration_ms)))
 }
 
 /// About how long it will take; nothing if nothing is known.
@@ -84,73 +83,101 @@ fn time_in_words(estimate: &Estimate) -> Option<String> {
         text.push_str(&format!(" ({} of work; the longest chain takes {})", duration(*work), duration(*path)));
     }
     if *unknown > 0 {
-        text.push_str(&format!(
-            ", and what {} that {} not run before will take",
-            count(*unknown, "stage"),
-            if *unknown == 1 { "has" } else { "have" }
-        ));
+        let have = if *unknown == 1 { "has" } else { "have" };
+        text.push_str(&format!(", and what {} that {have} not run before will take", count(*unknown, "stage")));
     }
     Some(text)
 }
 
-/// Stages that are cached are only counted.
-fn human(pipeline: &Pipeline, fates: &[(StageId, Fate)], estimate: &Estimate) -> String {
-    let mut text = String::new();
-    for (id, fate) in fates {
-        let name = &pipeline.stages[*id].name;
-        match fate {
-            Fate::Hit(_) => {}
-            Fate::Run(work) => text.push_str(&format!("run    {name}: {}\n", reasons(&work.reasons))),
-            Fate::Later(ids) => text.push_str(&format!("later  {name}: {}\n", waits(pipeline, ids))),
+struct Planned<'n> {
+    names: &'n [String],
+    decisions: Vec<(StageId, Decision)>,
+    /// Stages to run, later, cached.
+    counts: [usize; 3],
+}
+
+impl Planned<'_> {
+    fn take(&mut self, id: StageId, decision: Decision, keeps_hits: bool) {
+        let kind = match &decision {
+            Decision::Run(_) => 0,
+            Decision::Later(_) => 1,
+            Decision::Hit(_) => 2,
+        };
+        self.counts[kind] += 1;
+        if kind < 2 || keeps_hits {
+            self.decisions.push((id, decision));
         }
     }
-    let time = time_in_words(estimate).map(|time| format!("{time}\n")).unwrap_or_default();
-    format!("{text}{}\n{time}", in_words(counts(fates)))
-}
 
-fn as_json(pipeline: &Pipeline, fates: &[(StageId, Fate)], estimate: &Estimate) -> String {
-    let mut text: String = fates.iter().map(|(id, fate)| format!("{}\n", value(pipeline, *id, fate))).collect();
-    let [run, later, cached] = counts(fates);
-    let expected = json!({
-        "wall_seconds": estimate.wall.as_secs_f64(), "work_seconds": estimate.work.as_secs_f64(),
-        "path_seconds": estimate.path.as_secs_f64(), "known": estimate.known, "unknown": estimate.unknown,
-    });
-    let summary = json!({"event": "summary", "run": run, "later": later, "cached": cached, "expected": expected});
-    text.push_str(&format!("{summary}\n"));
-    text
-}
+    fn counts_in_words(&self) -> String {
+        let [run, later, cached] = self.counts;
+        format!("{run} to run, {later} later, {cached} cached")
+    }
 
-fn value(pipeline: &Pipeline, id: StageId, fate: &Fate) -> Value {
-    let name = &pipeline.stages[id].name;
-    match fate {
-        Fate::Hit(record) => json!({"event": "plan", "stage": name, "fate": "cached", "key": record.key.to_string()}),
-        Fate::Run(work) => json!({"event": "plan", "stage": name, "fate": "run", "key": work.key.to_string(), "reasons": work.reasons}),
-        Fate::Later(ids) => {
-            let waits: Vec<&str> = ids.iter().map(|&up| pipeline.stages[up].name.as_str()).collect();
-            json!({"event": "plan", "stage": name, "fate": "later", "waits": waits})
+    /// Stages that are cached are only counted.
+    fn human(&self, estimate: &Estimate) -> String {
+        let mut text = String::new();
+        for (id, decision) in &self.decisions {
+            let name = &self.names[*id];
+            match decision {
+                Decision::Hit(_) => {}
+                Decision::Run(work) => text.push_str(&format!("run    {name}: {}\n", reasons(&work.reasons))),
+                Decision::Later(ids) => text.push_str(&format!("later  {name}: {}\n", waits(self.names, ids))),
+            }
+        }
+        let time = time_in_words(estimate).map(|time| format!("{time}\n")).unwrap_or_default();
+        format!("{text}{}\n{time}", self.counts_in_words())
+    }
+
+    fn json(&self, estimate: &Estimate) -> String {
+        let mut text: String = self.decisions.iter().map(|(id, decision)| format!("{}\n", self.value(*id, decision))).collect();
+        let [run, later, cached] = self.counts;
+        let expected = json!({
+            "wall_seconds": estimate.wall.as_secs_f64(), "work_seconds": estimate.work.as_secs_f64(),
+            "path_seconds": estimate.path.as_secs_f64(), "known": estimate.known, "unknown": estimate.unknown,
+        });
+        let summary = json!({"event": "summary", "run": run, "later": later, "cached": cached, "expected": expected});
+        text.push_str(&format!("{summary}\n"));
+        text
+    }
+
+    fn value(&self, id: StageId, decision: &Decision) -> Value {
+        let name = &self.names[id];
+        match decision {
+            Decision::Hit(key) => json!({"event": "plan", "stage": name, "fate": "cached", "key": key.to_string()}),
+            Decision::Run(work) => {
+                json!({"event": "plan", "stage": name, "fate": "run", "key": work.key.to_string(), "reasons": work.reasons})
+            }
+            Decision::Later(ids) => {
+                let waits: Vec<&str> = ids.iter().map(|&up| self.names[up].as_str()).collect();
+                json!({"event": "plan", "stage": name, "fate": "later", "waits": waits})
+            }
         }
     }
-}
 
-fn notices(pipeline: &Pipeline, fates: &[(StageId, Fate)], estimate: &Estimate) -> String {
-    let notice = |title: &str, message: &str| format!("{}\n", Annotation { level: Level::Notice, place: None, title, message });
-    let running: Vec<_> = fates
-        .iter()
-        .filter_map(|(id, fate)| if let Fate::Run(work) = fate { Some((&pipeline.stages[*id].name, work)) } else { None })
-        .collect();
-    // The last one is for the counts, and for what had no room.
-    let shown = running.len().min(MOST_NOTICES - 1);
-    let mut text: String = running[..shown]
-        .iter()
-        .map(|(name, work)| notice(&format!("{name} has to run"), &format!("stage {name} runs because\n{}", reason_lines(&work.reasons))))
-        .collect();
-    let mut message = in_words(counts(fates));
-    if let Some(time) = time_in_words(estimate) {
-        message.push_str(&format!("\n{time}"));
+    fn notices(&self, pipeline: &str, estimate: &Estimate) -> String {
+        let notice = |title: &str, message: &str| format!("{}\n", Annotation { level: Level::Notice, place: None, title, message });
+        let running: Vec<_> = self
+            .decisions
+            .iter()
+            .filter_map(|(id, decision)| if let Decision::Run(work) = decision { Some((&self.names[*id], work)) } else { None })
+            .collect();
+        // The last one is for the counts, and for what had no room.
+        let shown = running.len().min(MOST_NOTICES - 1);
+        let mut text: String = running[..shown]
+            .iter()
+            .map(|(name, work)| {
+                notice(&format!("{name} has to run"), &format!("stage {name} runs because\n{}", reason_lines(&work.reasons)))
+            })
+            .collect();
+        let mut message = self.counts_in_words();
+        if let Some(time) = time_in_words(estimate) {
+            message.push_str(&format!("\n{time}"));
+        }
+        if running.len() > shown {
+            message.push_str(&format!("\n{} to run are not listed here", count(running.len() - shown, "stage")));
+        }
+        text.push_str(&notice(&format!("plan of {pipeline}"), &message));
+        text
     }
-    if running.len() > shown {
-        message.push_str(&format!("\n{} to run are not listed here", count(running.len() - shown, "stage")));
-    }
-    text.push_str(&notice(&format!("plan of {}", pipeline.name), &message));
-    text
 }

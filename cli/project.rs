@@ -1,14 +1,22 @@
-//! A pipeline file with its cache: where things are.
+//! A pipeline file with its cache: where things are, and in which form a command needs them.
+//!
+//! Most commands want the whole pipeline ([`Project`]). `run` and `plan` want to know quickly that nothing changed ([`Session`]): they
+//! take the compiled form that an earlier run left, as long as all that it was made from is the same.
 
+use std::cell::RefCell;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use trestle_cache::{Cache, Last};
+use trestle_cache::{Cache, Digest};
+use trestle_engine::compiled::{Compiled, Dependency};
+use trestle_engine::memo::{History, Memo};
 use trestle_engine::pipeline::{Pipeline, StageId};
-use trestle_engine::plan::{select, unknown_target};
+use trestle_engine::plan::{Planner, select, unknown_target};
 use trestle_engine::problem::Problems;
-use trestle_engine::resolve::{self, Override};
+use trestle_engine::resolve::{self, Choices, Override};
 use trestle_engine::run::file_name;
+use trestle_engine::source::Files;
 use trestle_engine::stage::Registry;
 
 use crate::args::Source;
@@ -20,6 +28,91 @@ const FOLDER: &str = ".trestle";
 /// Name of the folder in it that holds the journals of runs.
 pub const RUNS: &str = "runs";
 
+/// A pipeline file and where its cache is.
+pub struct Place {
+    /// The pipeline file, as named.
+    pub file: PathBuf,
+    text: String,
+    /// The folder of the file.
+    folder: PathBuf,
+    /// The root of the project.
+    pub root: PathBuf,
+    /// The folder of the cache.
+    pub cache: PathBuf,
+    set: Vec<String>,
+}
+
+impl Place {
+    /// Reads the pipeline file that the command line names; the other words come back.
+    pub fn find(free_words: &[String], source: &Source) -> Result<(Self, Vec<String>), Fail> {
+        let (file, rest) = words::split(free_words, source)?;
+        let text = std::fs::read_to_string(&file).map_err(|e| {
+            Fail::with_help(
+                format!("cannot read the pipeline file {}: {e}", file.display()),
+                "the first word of the command, or `--file`, names it",
+            )
+        })?;
+        let absolute = std::path::absolute(&file).map_err(|e| Fail::message(format!("cannot find {}: {e}", file.display())))?;
+        let folder = absolute.parent().map_or_else(|| PathBuf::from("/"), Path::to_path_buf);
+        let root = root(&folder);
+        let cache = source.cache.clone().unwrap_or_else(|| root.join(FOLDER));
+        Ok((Self { file, text, folder, root, cache, set: source.set.clone() }, rest))
+    }
+
+    /// The resolved pipeline, and all that was asked of the world outside of the file meanwhile.
+    fn resolve(&self, registry: &Registry) -> Result<(Pipeline, Vec<Dependency>), Fail> {
+        let mut files = Files::new();
+        files.add(self.file.display().to_string(), self.text.clone());
+        let name = self.file.file_stem().map_or_else(|| "pipeline".to_owned(), |stem| stem.to_string_lossy().into_owned());
+        let asked = RefCell::new(Vec::new());
+        let environment = |name: &str| {
+            let value = std::env::var(name).ok();
+            asked.borrow_mut().push(Dependency::variable(name, value.as_deref()));
+            value
+        };
+        let resolved = overrides(&self.set, &mut files).and_then(|overrides| {
+            let choices = Choices { overrides, environment: &environment };
+            resolve::pipeline(&mut files, &self.folder, &name, &choices, registry)
+        });
+        match resolved {
+            Ok(pipeline) => Ok((pipeline, asked.into_inner())),
+            Err(problems) => Err(Fail::Pipeline { files, problems }),
+        }
+    }
+
+    /// Of all that a compiled pipeline is made from: the file, the overrides, the folder, and this very program.
+    fn stamp(&self) -> Digest {
+        let program = std::env::current_exe().and_then(std::fs::metadata);
+        let build = program.map_or_else(
+            |_| "unknown".to_owned(),
+            |meta| format!("{} {} {} {} {}", meta.dev(), meta.ino(), meta.len(), meta.mtime(), meta.mtime_nsec()),
+        );
+        let mut bytes = Vec::with_capacity(self.text.len() + 256);
+        let folder = self.folder.to_string_lossy();
+        let parts = [build.as_str(), &folder, &self.file.to_string_lossy(), &self.text];
+        for part in parts.into_iter().chain(self.set.iter().map(String::as_str)) {
+            bytes.extend((part.len() as u64).to_le_bytes());
+            bytes.extend(part.as_bytes());
+        }
+        Digest::of(&bytes)
+    }
+
+    /// Where what one pipeline left is kept. By the file's place in the project, so that a project that was moved finds it.
+    fn plans(&self, extension: &str) -> PathBuf {
+        let absolute = self.folder.join(self.file.file_name().unwrap_or_default());
+        let inside = absolute.strip_prefix(&self.root).unwrap_or(&absolute);
+        self.cache.join("plans").join(format!("{}.{extension}", file_name(&inside.to_string_lossy())))
+    }
+
+    /// The keys that the stages had in the last run.
+    fn history(&self, memo: Option<&Memo>) -> History {
+        let names = || {
+            Compiled::load_any(&self.plans("compiled")).ok().filter(|compiled| memo.is_some_and(|memo| memo.fits(compiled)))?.names().ok()
+        };
+        memo.zip(names()).map(|(memo, names)| History::of(names, memo)).unwrap_or_default()
+    }
+}
+
 /// A resolved pipeline and its cache.
 pub struct Project {
     /// The pipeline.
@@ -27,7 +120,7 @@ pub struct Project {
     /// Its cache.
     pub cache: Arc<Cache>,
     /// What each stage was when it was last run or found.
-    pub last: Last,
+    pub history: Arc<History>,
     /// Folder of the cache.
     pub folder: PathBuf,
     /// The pipeline file, as named.
@@ -37,19 +130,25 @@ pub struct Project {
 impl Project {
     /// Reads the pipeline that the command line names; the other words come back.
     pub fn open(free_words: &[String], source: &Source, registry: &Registry) -> Result<(Self, Vec<String>), Fail> {
-        let (Read { pipeline, name, .. }, rest) = read(free_words, source, registry)?;
-        let folder = match &source.cache {
-            Some(folder) => folder.clone(),
-            None => root(&pipeline.root).join(FOLDER),
-        };
-        let cache = Cache::open(&folder)?;
-        let last = Last::open(&folder.join("last").join(format!("{}.journal", file_name(&pipeline.name))))?;
-        Ok((Self { pipeline: Arc::new(pipeline), cache: Arc::new(cache), last, folder, file: PathBuf::from(name) }, rest))
+        let (place, rest) = Place::find(free_words, source)?;
+        let (pipeline, _) = place.resolve(registry)?;
+        let cache = Cache::open(&place.cache)?;
+        let history = place.history(Memo::load(&place.plans("memo")).as_ref());
+        Ok((
+            Self {
+                pipeline: Arc::new(pipeline),
+                cache: Arc::new(cache),
+                history: Arc::new(history),
+                folder: place.cache,
+                file: place.file,
+            },
+            rest,
+        ))
     }
 
     /// Folder for the logs of this pipeline's stages.
     pub fn logs(&self) -> PathBuf {
-        self.folder.join("logs").join(file_name(&self.pipeline.name))
+        logs(&self.folder, &self.pipeline.name)
     }
 
     /// The one stage that a word names.
@@ -75,43 +174,89 @@ impl Project {
     }
 }
 
-/// A pipeline file that has no mistakes.
-pub struct Read {
-    /// The file, as named.
-    pub name: String,
-    /// Its text.
-    pub text: String,
-    /// What it means.
-    pub pipeline: Pipeline,
+/// Reads the pipeline that the command line names, without its cache; its file and the other words come back.
+pub fn read(free_words: &[String], source: &Source, registry: &Registry) -> Result<(Pipeline, PathBuf, Vec<String>), Fail> {
+    let (place, rest) = Place::find(free_words, source)?;
+    let (pipeline, _) = place.resolve(registry)?;
+    Ok((pipeline, place.file, rest))
 }
 
-/// Reads the pipeline that the command line names, without its cache; the other words come back.
-pub fn read(free_words: &[String], source: &Source, registry: &Registry) -> Result<(Read, Vec<String>), Fail> {
-    let (file, rest) = words::split(free_words, source)?;
-    Ok((load(&file, source, registry)?, rest))
+/// A compiled pipeline, its cache, and what the last run found.
+pub struct Session {
+    place: Place,
+    /// The pipeline.
+    pub compiled: Arc<Compiled>,
+    /// Its cache.
+    pub cache: Arc<Cache>,
+    /// Says what has to be done.
+    pub planner: Planner,
 }
 
-fn load(file: &Path, source: &Source, registry: &Registry) -> Result<Read, Fail> {
-    let text = std::fs::read_to_string(file).map_err(|e| {
-        Fail::with_help(
-            format!("cannot read the pipeline file {}: {e}", file.display()),
-            "the first word of the command, or `--file`, names it",
-        )
-    })?;
-    let wrong = |problems: Problems| Fail::Pipeline { name: file.display().to_string(), text: text.clone(), problems };
-    let overrides = overrides(&source.set).map_err(wrong)?;
-    let absolute = std::path::absolute(file).map_err(|e| Fail::message(format!("cannot find {}: {e}", file.display())))?;
-    let folder = absolute.parent().map_or_else(|| PathBuf::from("/"), Path::to_path_buf);
-    let name = file.file_stem().map_or_else(|| "pipeline".to_owned(), |stem| stem.to_string_lossy().into_owned());
-    let pipeline = resolve::pipeline(&text, &folder, &name, &overrides, registry).map_err(wrong)?;
-    Ok(Read { name: file.display().to_string(), text, pipeline })
+impl Session {
+    /// Opens the pipeline that the command line names; the other words come back.
+    pub fn open(free_words: &[String], source: &Source) -> Result<(Self, Vec<String>), Fail> {
+        let (place, rest) = Place::find(free_words, source)?;
+        let stamp = place.stamp();
+        let memo = Memo::load(&place.plans("memo"));
+        let holds = |compiled: &Compiled| {
+            let variable = |name: &str| std::env::var(name).ok();
+            compiled.dependencies.iter().all(|dependency| dependency.holds(&variable))
+                && memo.as_ref().is_some_and(|memo| memo.fits(compiled))
+        };
+        let loaded = Compiled::load(&place.plans("compiled"), stamp).ok().filter(holds);
+        let (compiled, memo, history) = match loaded {
+            Some(compiled) => (compiled, memo, History::default()),
+            None => {
+                let (pipeline, dependencies) = place.resolve(&trestle_stages::registry())?;
+                let history = place.history(memo.as_ref());
+                (Compiled::of(Arc::new(pipeline), stamp, dependencies), None, history)
+            }
+        };
+        let (compiled, cache) = (Arc::new(compiled), Arc::new(Cache::open(&place.cache)?));
+        let planner = Planner::new(Arc::clone(&compiled), Arc::clone(&cache), memo, Arc::new(history));
+        Ok((Self { place, compiled, cache, planner }, rest))
+    }
+
+    /// Folder for the logs of this pipeline's stages.
+    pub fn logs(&self) -> PathBuf {
+        logs(&self.place.cache, &self.compiled.name)
+    }
+
+    /// The pipeline file, as named.
+    pub fn file(&self) -> &Path {
+        &self.place.file
+    }
+
+    /// The root of the project.
+    pub fn root(&self) -> &Path {
+        &self.place.root
+    }
+
+    /// Leaves for the next run what this one found.
+    pub fn keep(self) -> Result<(), Fail> {
+        let Self { place, compiled, cache, planner } = self;
+        if let Some(memo) = planner.into_memo()? {
+            let keep = || -> std::io::Result<()> {
+                std::fs::create_dir_all(place.cache.join("plans"))?;
+                let temporary = |extension: &str| place.plans(&format!("{extension}.{}.tmp", std::process::id()));
+                compiled.save(&temporary("compiled"), &place.plans("compiled"))?;
+                memo.save(&temporary("memo"), &place.plans("memo"))
+            };
+            keep().map_err(|e| Fail::message(format!("cannot write to {}: {e}", place.cache.display())))?;
+        }
+        Ok(cache.flush()?)
+    }
 }
 
-fn overrides(set: &[String]) -> Result<Vec<Override>, Problems> {
+fn logs(cache: &Path, pipeline: &str) -> PathBuf {
+    cache.join("logs").join(file_name(pipeline))
+}
+
+fn overrides(set: &[String], files: &mut Files) -> Result<Vec<Override>, Problems> {
     let mut problems = Problems::new();
     let mut overrides = Vec::new();
     for text in set {
-        match Override::parse(text) {
+        match Override::parse(text, files) {
             Ok(parsed) => overrides.push(parsed),
             Err(found) => problems.extend(found),
         }
@@ -119,15 +264,22 @@ fn overrides(set: &[String]) -> Result<Vec<Override>, Problems> {
     problems.or(overrides)
 }
 
-/// The folder of the cache for commands that need no pipeline file.
-pub fn folder(given: Option<&Path>) -> Result<PathBuf, Fail> {
-    match given {
-        Some(folder) => Ok(folder.to_owned()),
-        None => {
-            let here = std::env::current_dir().map_err(|e| Fail::message(format!("cannot find the current folder: {e}")))?;
-            Ok(root(&here).join(FOLDER))
-        }
+/// The cache that is meant: the one named, else that of the project in which the command is called. It need not be there.
+pub fn folder(named: Option<&Path>) -> Result<PathBuf, Fail> {
+    let here = std::env::current_dir().map_err(|e| Fail::message(format!("cannot find the current folder: {e}")))?;
+    Ok(named.map_or_else(|| root(&here).join(FOLDER), Path::to_path_buf))
+}
+
+/// The same, which must be there.
+pub fn cache_folder(named: Option<&Path>) -> Result<PathBuf, Fail> {
+    let folder = folder(named)?;
+    if folder.join("format").exists() {
+        return Ok(folder);
     }
+    Err(Fail::with_help(
+        format!("there is no cache at {}", folder.display()),
+        "call this inside of a project that has run, or name it with `--cache`",
+    ))
 }
 
 /// The root of the project that `folder` belongs to: the nearest folder above that has a cache, else a repository, else itself.

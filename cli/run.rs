@@ -5,17 +5,16 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
-use trestle_cache::RunLock;
 use trestle_engine::event::Event;
-use trestle_engine::executor::{Executor, Local};
-use trestle_engine::history::Recorder;
+use trestle_engine::executor::{Cancel, Executor, Local};
+use trestle_engine::plan::select_compiled;
 use trestle_engine::run::{Options, Summary, run as run_pipeline};
+use trestle_engine::runs::Recorder;
 
 use crate::args::{Format, Run};
 use crate::fail::Fail;
 use crate::lock::Held;
-use crate::project::{Project, RUNS};
+use crate::project::{RUNS, Session};
 use crate::render::{self, Render};
 
 /// How long a stage has to end after an interruption.
@@ -27,43 +26,43 @@ const PASSED: [&str; 5] = ["PATH", "HOME", "USER", "LANG", "LC_ALL"];
 
 /// Runs the pipeline.
 pub fn run(args: &Run) -> Result<ExitCode, Fail> {
-    let (mut project, targets) = Project::open(&args.words, &args.source, &trestle_stages::registry())?;
-    let wanted = project.wanted(&targets)?;
+    let (mut session, targets) = Session::open(&args.words, &args.source)?;
+    let wanted = select_compiled(&session.compiled, &targets)?;
+    let wanted = |id: usize| wanted.as_ref().is_none_or(|wanted| wanted[id]);
     let mut render: Box<dyn Render> = match args.format {
         Format::Human if args.ci => Box::new(render::ci::Ci::default()),
         Format::Human => render::human(),
         Format::Json => Box::new(render::Json),
     };
-    let held = lock(&project, render.as_mut())?;
-    project.cache.sweep_tmp(&held)?;
-    let mut locked = if args.locked { Some(Held::begin(&project, &wanted)?) } else { None };
-    let options = options(args, &project);
-    let executor: Arc<dyn Executor> = Arc::new(local(&options)?);
+    let _held = session.cache.share()?;
+    let mut locked = if args.locked { Some(Held::begin(&session, &wanted)?) } else { None };
+    let options = options(args, &session);
+    let mut recording = Recording::begin(&session, &options, render.as_mut());
+    let executor: Arc<dyn Executor> = Arc::new(local(args, &options, &session)?);
+    let cancel = Cancel::new().map_err(|e| Fail::message(format!("cannot make a pipe: {e}")))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|e| Fail::message(format!("cannot start the runtime: {e}")))?;
-    let (pipeline, cache) = (Arc::clone(&project.pipeline), Arc::clone(&project.cache));
-    let mut recorder = Recording::begin(&project, &options, render.as_mut());
-    let result = runtime.block_on(async {
-        let (stop, cancel) = interruptions();
+    let (compiled, cache) = (Arc::clone(&session.compiled), Arc::clone(&session.cache));
+    let summary = runtime.block_on(async {
+        listen(cancel.clone());
         let mut events = |event: Event| {
             if locked.as_mut().is_some_and(|locked| !locked.allows(&event, &cache)) {
-                // Nobody listens only when the run is over.
-                let _ = stop.send(true);
+                cancel.end();
             }
-            recorder.event(&event, render.as_mut());
+            recording.event(&event, render.as_mut());
             render.event(&event);
         };
-        run_pipeline(&pipeline, &wanted, &cache, &mut project.last, &executor, &options, cancel, &mut events).await
-    });
-    let summary = result?;
-    settle(&project, &summary, render.as_mut())?;
-    if let Some(locked) = locked {
-        locked.end(&project.pipeline)?;
-    }
+        run_pipeline(&compiled, &mut session.planner, &wanted, &cache, &executor, &options, &cancel, &mut events).await
+    })?;
     if args.format == Format::Human && is_good(&summary) {
-        render::tables(&project, &wanted)?;
+        render::tables(&session, &wanted)?;
+    }
+    recording.end(&session, &wanted, summary, render.as_mut());
+    finish(session, &summary, render.as_mut())?;
+    if let Some(locked) = locked {
+        locked.end()?;
     }
     Ok(exit_code(&summary))
 }
@@ -72,21 +71,36 @@ pub fn run(args: &Run) -> Result<ExitCode, Fail> {
 struct Recording(Option<Recorder>);
 
 impl Recording {
-    fn begin(project: &Project, options: &Options, render: &mut dyn Render) -> Self {
-        let pipeline = &project.pipeline;
+    fn begin(session: &Session, options: &Options, render: &mut dyn Render) -> Self {
+        let compiled = &session.compiled;
         let command = std::env::args().skip(1).collect();
-        let folder = project.folder.join(RUNS);
-        match Recorder::begin(&folder, &pipeline.name, &pipeline.params, command, &options.host, env!("CARGO_PKG_VERSION")) {
+        let folder = session.cache.root().join(RUNS);
+        match Recorder::begin(&folder, &compiled.name, &compiled.params, command, &options.host, env!("CARGO_PKG_VERSION")) {
             Ok(recorder) => Self(Some(recorder)),
             Err(error) => Self::without(&error, render),
         }
     }
 
     fn event(&mut self, event: &Event, render: &mut dyn Render) {
-        if let Some(recorder) = &mut self.0
+        // The end needs what no event tells.
+        if let Some(recorder) = self.0.as_mut().filter(|_| !matches!(event, Event::Summary(_)))
             && let Err(error) = recorder.event(event)
         {
             *self = Self::without(&error, render);
+        }
+    }
+
+    fn end(self, session: &Session, wanted: &dyn Fn(usize) -> bool, summary: Summary, render: &mut dyn Render) {
+        let Some(mut recorder) = self.0 else { return };
+        let mut end = || {
+            let names = session.compiled.names()?;
+            let planner = &session.planner;
+            let known = names.iter().enumerate().filter(|(id, _)| wanted(*id));
+            recorder.others(known.filter_map(|(id, name)| Some((name.as_str(), planner.key(id)?))))?;
+            recorder.event(&Event::Summary(summary))
+        };
+        if let Err(error) = end() {
+            Self::without(&error, render);
         }
     }
 
@@ -97,17 +111,20 @@ impl Recording {
     }
 }
 
-/// Makes what was stored known by its stat, so that the next run need not read it again.
-fn settle(project: &Project, summary: &Summary, render: &mut dyn Render) -> Result<(), Fail> {
+/// Makes what was stored durable, and known by its stat, so that the next run need not read it again.
+fn finish(session: Session, summary: &Summary, render: &mut dyn Render) -> Result<(), Fail> {
     if summary.executed > 0 {
-        for blob in project.cache.settle(SETTLE_BYTES)? {
+        session.cache.sync()?;
+        for blob in session.cache.settle(SETTLE_BYTES)? {
             render.note(&format!(
                 "warning: blob:{} was changed in the store by a stage that reads it; the stage that makes it will run again",
                 blob.short()
             ));
         }
+        // What runs that were killed left lies in nobody's way, so it waits until there is time.
+        session.cache.sweep_tmp()?;
     }
-    Ok(project.cache.flush()?)
+    session.keep()
 }
 
 fn is_good(summary: &Summary) -> bool {
@@ -122,25 +139,21 @@ fn exit_code(summary: &Summary) -> ExitCode {
     }
 }
 
-/// One run at a time uses a cache; the system frees the lock of a run that died.
-fn lock(project: &Project, render: &mut dyn Render) -> Result<RunLock, Fail> {
-    if let Some(lock) = project.cache.try_lock()? {
-        return Ok(lock);
-    }
-    render.note("waiting for another run in this project to end");
-    Ok(project.cache.lock()?)
-}
-
 /// Threads to use: as many as were asked for, else all of the machine.
 pub fn threads(asked: Option<u16>) -> usize {
     asked.map_or_else(|| std::thread::available_parallelism().map_or(1, std::num::NonZero::get), usize::from)
 }
 
-fn options(args: &Run, project: &Project) -> Options {
+fn options(args: &Run, session: &Session) -> Options {
     let env: BTreeMap<String, String> = PASSED.iter().filter_map(|name| Some(((*name).to_owned(), std::env::var(name).ok()?))).collect();
     Options {
         cpus: threads(args.jobs),
+        memory: memory(),
+        gpus: gpus(),
+        pools: session.compiled.pools.clone(),
         keep_going: args.keep_going,
+        verbose: args.verbose,
+        report_cached: args.format == Format::Json,
         env,
         host: std::fs::read_to_string("/proc/sys/kernel/hostname").map_or_else(|_| "unknown".to_owned(), |name| name.trim().to_owned()),
         versions: BTreeMap::from([
@@ -148,30 +161,48 @@ fn options(args: &Run, project: &Project) -> Options {
             ("target".to_owned(), format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS)),
             ("instructions".to_owned(), trestle_stages::instruction_set().to_owned()),
         ]),
-        logs: project.logs(),
+        logs: session.logs(),
+        root: session.root().to_owned(),
     }
 }
 
-fn local(options: &Options) -> Result<Local, Fail> {
-    let program = std::env::current_exe().map_err(|e| Fail::message(format!("cannot find this program: {e}")))?;
-    Ok(Local { program: vec![program.into_os_string()], env: options.env.clone(), grace: GRACE })
+/// Memory of this machine in bytes; without bound where it does not say.
+fn memory() -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:")).unwrap_or_default();
+    line.trim().trim_end_matches(" kB").parse::<u64>().map_or(u64::MAX, |kib| kib << 10)
 }
 
-/// Turns true at the first Ctrl-C (or SIGTERM), or when something is sent; the second Ctrl-C ends the program at once.
-fn interruptions() -> (watch::Sender<bool>, watch::Receiver<bool>) {
-    let (sender, receiver) = watch::channel(false);
-    let pressed = sender.clone();
+/// The GPUs that this process may use: those that `CUDA_VISIBLE_DEVICES` names, else all whose device file is there.
+fn gpus() -> Vec<u32> {
+    if let Ok(visible) = std::env::var("CUDA_VISIBLE_DEVICES") {
+        return visible.split(',').filter_map(|number| number.trim().parse().ok()).collect();
+    }
+    (0..64).filter(|number| std::path::Path::new(&format!("/dev/nvidia{number}")).exists()).collect()
+}
+
+fn local(args: &Run, options: &Options, session: &Session) -> Result<Local, Fail> {
+    let program = std::env::current_exe().map_err(|e| Fail::message(format!("cannot find this program: {e}")))?;
+    let closed = vec![session.root().to_owned(), session.cache.root().to_owned()];
+    let rooms = session.cache.root().join("tmp");
+    Ok(Local::new(vec![program.into_os_string()], options.env.clone(), GRACE, args.sandbox.into(), closed, rooms))
+}
+
+/// The first Ctrl-C (or SIGTERM) asks for the end; the second ends everything now.
+fn listen(cancel: Cancel) {
     tokio::spawn(async move {
         if interruption().await.is_err() {
             return;
         }
-        // Nobody listens only when the run is over.
-        let _ = pressed.send(true);
-        if interruption().await.is_ok() {
-            std::process::exit(130);
+        cancel.end();
+        if interruption().await.is_err() {
+            return;
         }
+        cancel.kill();
+        // Time enough to note what was finished; a third Ctrl-C is not needed.
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        std::process::exit(130);
     });
-    (sender, receiver)
 }
 
 async fn interruption() -> std::io::Result<()> {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::Args;
 use serde_json::{Value, json};
-use trestle_engine::history::{History, Run};
+use trestle_engine::runs::{Run, Runs as Past};
 
 use crate::args::Format;
 use crate::fail::Fail;
@@ -42,7 +42,7 @@ pub struct Runs {
 
 /// Lists past runs.
 pub fn runs(args: &Runs) -> Result<ExitCode, Fail> {
-    let history = History::read(&project::folder(args.cache.as_deref())?.join(project::RUNS))?;
+    let history = Past::read(&project::folder(args.cache.as_deref())?.join(project::RUNS))?;
     let is_wanted = |run: &&Run| args.pipeline.as_ref().is_none_or(|name| *name == run.header.pipeline);
     let runs: Vec<&Run> = history.runs().iter().filter(is_wanted).collect();
     let skipped = args.number.map_or(0, |number| runs.len().saturating_sub(number));

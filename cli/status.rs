@@ -41,9 +41,14 @@ pub struct Status {
 pub fn status(args: &Status) -> Result<ExitCode, Fail> {
     let (project, targets) = Project::open(&args.words, &args.source, &trestle_stages::registry())?;
     let wanted = project.wanted(&targets)?;
-    let fates = plan(&project.pipeline, &wanted, &project.cache, &project.last)?;
+    let fates = plan(&project.pipeline, &wanted, &project.cache, &project.history)?;
     project.cache.flush()?;
-    let mut view = View { project: &project, now: SystemTime::now(), counts: Counts::default() };
+    let mut view = View {
+        project: &project,
+        names: project.pipeline.stages.iter().map(|stage| stage.name.clone()).collect(),
+        now: SystemTime::now(),
+        counts: Counts::default(),
+    };
     match args.format {
         Format::Human => {
             let mut grid = Grid::new();
@@ -83,6 +88,7 @@ impl Counts {
 /// Stages as they are now.
 struct View<'p> {
     project: &'p Project,
+    names: Vec<String>,
     now: SystemTime,
     counts: Counts,
 }
@@ -107,7 +113,7 @@ impl View<'_> {
             }
             Fate::Later(ids) => {
                 self.counts.later += 1;
-                let why = Cell::from(waits(pipeline, ids)).colour(Colour::Faint);
+                let why = Cell::from(waits(&self.names, ids)).colour(Colour::Faint);
                 vec![Cell::from("later").colour(Colour::Faint), name, Cell::default(), Cell::default(), Cell::default(), why]
             }
         })

@@ -87,6 +87,7 @@ impl Render for Live {
             }
             Event::Running { stage, reasons, .. } => self.begin(stage, &words::reasons(reasons)),
             Event::Progress { stage, progress } => self.progress(stage, progress),
+            Event::Output { stage, line } => self.line(&format!("{} {line}", paint(Colour::Faint, &format!("{stage} |")))),
             Event::Done { stage, seconds, metrics, .. } => {
                 let time = words::duration(Duration::from_secs_f64(*seconds));
                 let line = format!("{} {stage}  {}  {}", paint(Colour::Good, "✔"), paint(Colour::Faint, &time), words::metrics(metrics));
@@ -95,6 +96,13 @@ impl Render for Live {
             Event::Failed { stage, failure } => {
                 let line = format!("{} {}", paint(Colour::Bad, "✘"), words::failure(stage, failure));
                 self.end(stage, &line);
+            }
+            Event::Retrying { stage, failure, seconds, .. } => {
+                let line = format!("{} {}", paint(Colour::Open, "↻"), words::retry(stage, failure, *seconds));
+                if let Some(bar) = self.running.remove(stage) {
+                    bar.finish_and_clear();
+                }
+                self.line(&line);
             }
             Event::Skipped { stage, because } => self.end(stage, &format!("{} {stage}: {because} failed", paint(Colour::Open, "–"))),
             Event::Cancelled { stage } => self.end(stage, &format!("{} {stage}: interrupted", paint(Colour::Open, "–"))),

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use trestle_cache::{Change, Section};
 use trestle_engine::event::{Failure, Summary};
-use trestle_engine::pipeline::{Pipeline, StageId};
+use trestle_engine::pipeline::StageId;
 use trestle_engine::plan::Reason;
 
 /// Longest value that is shown whole.
@@ -114,6 +114,7 @@ fn lines(reasons: &[Reason]) -> Vec<String> {
     reasons
         .iter()
         .flat_map(|reason| match reason {
+            Reason::Always => vec!["it says `cache: false`".to_owned()],
             Reason::New => vec!["it has not been run in this project".to_owned()],
             Reason::NoRecord => vec!["the record of its last run is gone".to_owned()],
             Reason::Changed { changes } => changes.iter().map(change).collect(),
@@ -135,8 +136,8 @@ pub fn reason_lines(reasons: &[Reason]) -> String {
 }
 
 /// What a stage waits for.
-pub fn waits(pipeline: &Pipeline, ids: &[StageId]) -> String {
-    let names: Vec<&str> = ids.iter().take(ON_A_LINE).map(|&id| pipeline.stages[id].name.as_str()).collect();
+pub fn waits(all: &[String], ids: &[StageId]) -> String {
+    let names: Vec<&str> = ids.iter().take(ON_A_LINE).map(|&id| all[id].as_str()).collect();
     let more = ids.len().saturating_sub(ON_A_LINE);
     let rest = if more > 0 { format!(" and {more} more") } else { String::new() };
     format!("reads from {}{rest}", names.join(", "))
@@ -167,6 +168,11 @@ pub fn failure(stage: &str, failure: &Failure) -> String {
         text.push_str(&format!("\n        all of it: {}", log.display()));
     }
     text
+}
+
+/// A failure after which the stage is tried again.
+pub fn retry(stage: &str, failure: &Failure, pause: f64) -> String {
+    format!("retry   {stage} in {}: {}", duration(Duration::from_secs_f64(pause)), failure.error.message)
 }
 
 /// The last line of a run.

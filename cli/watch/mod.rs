@@ -112,7 +112,7 @@ impl<'a> Watching<'a> {
     /// What the pipeline reads, as it is now; mistakes in it are the run's to tell.
     fn sources_now(&self) -> Sources {
         match project::read(&self.args.run.words, &self.args.run.source, &trestle_stages::registry()) {
-            Ok((read, _)) => Sources::of(&self.file, Some(&read.pipeline)),
+            Ok((pipeline, ..)) => Sources::of(&self.file, Some(&pipeline)),
             Err(_) => Sources::of(&self.file, None).and(&self.sources),
         }
     }

@@ -23,6 +23,17 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
+    /// What was kept of the pipeline from an earlier run is damaged.
+    #[error("the compiled pipeline beside the cache cannot be used")]
+    #[diagnostic(code(engine::compiled), help("remove the folder `plans` of the cache; it is made anew from the YAML"))]
+    Compiled(#[from] crate::compiled::LoadError),
+    /// A record was removed while it was wanted.
+    #[error("the record {key} was removed from the cache meanwhile")]
+    #[diagnostic(code(engine::record_gone), help("something else cleans this cache; run again"))]
+    RecordGone {
+        /// Its key.
+        key: trestle_cache::ActionKey,
+    },
     /// A target that names no stage.
     #[error("no stage is called `{target}`")]
     #[diagnostic(code(engine::unknown_target))]

@@ -7,7 +7,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 use std::time::Duration;
 
-use crate::pipeline::{Pipeline, StageId};
+use crate::pipeline::StageId;
 
 /// What a run is expected to take.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -24,12 +24,23 @@ pub struct Estimate {
     pub unknown: usize,
 }
 
-/// Plays through a run of `stages`, each with the time that it took before if that is known, on `cpus` threads.
-pub fn estimate(pipeline: &Pipeline, stages: &BTreeMap<StageId, Option<Duration>>, cpus: usize) -> Estimate {
+/// A stage that is to run.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Todo {
+    /// What it took before, if that is known.
+    pub time: Option<Duration>,
+    /// Threads that it needs at least.
+    pub threads: usize,
+    /// Stages that it reads from.
+    pub upstream: Vec<StageId>,
+}
+
+/// Plays through a run of these stages, which are numbered in topological order, on `cpus` threads.
+pub fn estimate(stages: &BTreeMap<StageId, Todo>, cpus: usize) -> Estimate {
     let cpus = cpus.max(1);
     let mut estimate = Estimate::default();
-    for time in stages.values() {
-        match time {
+    for stage in stages.values() {
+        match &stage.time {
             Some(time) => {
                 estimate.known += 1;
                 estimate.work += *time;
@@ -37,21 +48,21 @@ pub fn estimate(pipeline: &Pipeline, stages: &BTreeMap<StageId, Option<Duration>
             None => estimate.unknown += 1,
         }
     }
-    let ways = ways(pipeline, stages);
+    let ways = ways(stages);
     estimate.path = ways.values().copied().max().unwrap_or_default();
-    estimate.wall = play(pipeline, stages, &ways, cpus);
+    estimate.wall = play(stages, &ways, cpus);
     estimate
 }
 
 /// For each stage the time of the longest chain that begins with it.
-fn ways(pipeline: &Pipeline, stages: &BTreeMap<StageId, Option<Duration>>) -> BTreeMap<StageId, Duration> {
+fn ways(stages: &BTreeMap<StageId, Todo>) -> BTreeMap<StageId, Duration> {
     let mut below: BTreeMap<StageId, Duration> = BTreeMap::new();
     let mut ways = BTreeMap::new();
     // Stages are in topological order: what reads from a stage has a higher number.
-    for (&id, time) in stages.iter().rev() {
-        let way = time.unwrap_or_default() + below.get(&id).copied().unwrap_or_default();
+    for (&id, stage) in stages.iter().rev() {
+        let way = stage.time.unwrap_or_default() + below.get(&id).copied().unwrap_or_default();
         ways.insert(id, way);
-        for up in pipeline.stages[id].upstream() {
+        for &up in &stage.upstream {
             let longest = below.entry(up).or_default();
             *longest = (*longest).max(way);
         }
@@ -59,12 +70,12 @@ fn ways(pipeline: &Pipeline, stages: &BTreeMap<StageId, Option<Duration>>) -> BT
     ways
 }
 
-fn play(pipeline: &Pipeline, stages: &BTreeMap<StageId, Option<Duration>>, ways: &BTreeMap<StageId, Duration>, cpus: usize) -> Duration {
+fn play(stages: &BTreeMap<StageId, Todo>, ways: &BTreeMap<StageId, Duration>, cpus: usize) -> Duration {
     let mut waiting: BTreeMap<StageId, usize> = BTreeMap::new();
     let mut readers: BTreeMap<StageId, Vec<StageId>> = BTreeMap::new();
     let mut ready = BinaryHeap::new();
-    for &id in stages.keys() {
-        let ups: Vec<StageId> = pipeline.stages[id].upstream().into_iter().filter(|up| stages.contains_key(up)).collect();
+    for (&id, stage) in stages {
+        let ups: Vec<StageId> = stage.upstream.iter().copied().filter(|up| stages.contains_key(up)).collect();
         if ups.is_empty() {
             ready.push((ways[&id], Reverse(id)));
         }
@@ -75,13 +86,13 @@ fn play(pipeline: &Pipeline, stages: &BTreeMap<StageId, Option<Duration>>, ways:
     let mut running: BinaryHeap<Reverse<(Duration, StageId, usize)>> = BinaryHeap::new();
     loop {
         while let Some(&(_, Reverse(id))) = ready.peek() {
-            let threads = pipeline.stages[id].threads.min.clamp(1, cpus);
+            let threads = stages[&id].threads.clamp(1, cpus);
             if threads > free {
                 break;
             }
             ready.pop();
             free -= threads;
-            running.push(Reverse((now + stages[&id].unwrap_or_default(), id, threads)));
+            running.push(Reverse((now + stages[&id].time.unwrap_or_default(), id, threads)));
         }
         let Some(Reverse((end, id, threads))) = running.pop() else { return now };
         now = end;
@@ -99,24 +110,16 @@ fn play(pipeline: &Pipeline, stages: &BTreeMap<StageId, Option<Duration>>, ways:
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::resolve;
-    use crate::stage::Registry;
 
-    /// A chain of three beside four stages that read nothing.
-    fn pipeline() -> Pipeline {
-        let text = "stages:
-  a: { run: 'x > {out.o}', out: { o: o } }
-  b: { run: 'x {in.i} > {out.o}', in: { i: a }, out: { o: o } }
-  c: { run: 'x {in.i} > {out.o}', in: { i: b }, out: { o: o } }
-  s: { run: 'x ${n} > {out.o}', out: { o: o }, matrix: { n: [1, 2, 3, 4] } }
-";
-        resolve::pipeline(text, std::path::Path::new("/"), "p", &[], &Registry::default()).unwrap()
+    fn todo(seconds: Option<u64>, upstream: &[StageId]) -> Todo {
+        Todo { time: seconds.map(Duration::from_secs), threads: 1, upstream: upstream.to_vec() }
     }
 
-    fn times(pipeline: &Pipeline, seconds: impl Fn(&str) -> Option<u64>) -> BTreeMap<StageId, Option<Duration>> {
-        pipeline.stages.iter().enumerate().map(|(id, stage)| (id, seconds(&stage.base).map(Duration::from_secs))).collect()
+    /// A chain of three beside four stages that read nothing.
+    fn stages() -> BTreeMap<StageId, Todo> {
+        let chain = [todo(Some(4), &[]), todo(Some(4), &[0]), todo(Some(4), &[1])];
+        chain.into_iter().chain((0..4).map(|_| todo(Some(3), &[]))).enumerate().collect()
     }
 
     fn seconds(estimate: Estimate) -> [u64; 3] {
@@ -125,9 +128,7 @@ mod tests {
 
     #[test]
     fn the_longest_chain_goes_first() {
-        let pipeline = pipeline();
-        let stages = times(&pipeline, |base| Some(if base == "s" { 3 } else { 4 }));
-        let on = |cpus| seconds(estimate(&pipeline, &stages, cpus));
+        let on = |cpus| seconds(estimate(&stages(), cpus));
         assert_eq!(on(1), [24, 24, 12]);
         assert_eq!(on(2), [12, 24, 12]);
         assert_eq!(on(9), [12, 24, 12]);
@@ -135,12 +136,17 @@ mod tests {
     }
 
     #[test]
+    fn what_needs_all_threads_runs_alone() {
+        let mut stages = stages();
+        stages.values_mut().for_each(|stage| stage.threads = 8);
+        assert_eq!(seconds(estimate(&stages, 4)), [24, 24, 12]);
+    }
+
+    #[test]
     fn what_is_not_known_or_not_to_run_takes_no_time() {
-        let pipeline = pipeline();
-        let mut stages = times(&pipeline, |base| (base != "b").then_some(5));
-        stages.retain(|&id, _| pipeline.stages[id].base != "s");
-        let estimate = estimate(&pipeline, &stages, 2);
+        let stages = BTreeMap::from([(0, todo(Some(5), &[])), (1, todo(None, &[0])), (2, todo(Some(5), &[1, 9]))]);
+        let estimate = estimate(&stages, 2);
         assert_eq!((seconds(estimate), estimate.known, estimate.unknown), ([10, 10, 10], 2, 1));
-        assert_eq!(super::estimate(&pipeline, &BTreeMap::new(), 2), Estimate::default());
+        assert_eq!(super::estimate(&BTreeMap::new(), 2), Estimate::default());
     }
 }

@@ -45,6 +45,13 @@ pub enum Event {
         #[serde(flatten)]
         progress: Progress,
     },
+    /// A stage printed a line, and those were asked for.
+    Output {
+        /// Name of the stage.
+        stage: String,
+        /// The line.
+        line: String,
+    },
     /// A stage is done and its outputs are stored.
     Done {
         /// Name of the stage.
@@ -66,6 +73,18 @@ pub enum Event {
         /// Why.
         #[serde(flatten)]
         failure: Failure,
+    },
+    /// A stage failed and will be tried again.
+    Retrying {
+        /// Name of the stage.
+        stage: String,
+        /// Why it failed.
+        #[serde(flatten)]
+        failure: Failure,
+        /// How often it was tried.
+        tries: u32,
+        /// The pause before it is tried again.
+        seconds: f64,
     },
     /// A stage was not tried because one that it needs failed.
     Skipped {

@@ -21,8 +21,9 @@ use miette::Diagnostic;
 use trestle_cache::{ActionKey, BlobId, Cache, Content, Manifest, TreeId};
 
 use crate::action::{self, Contents};
+use crate::compiled::Compiled;
 use crate::error::Error;
-use crate::pipeline::{Origin, Pipeline, StageId};
+use crate::pipeline::{Origin, Stage, StageId};
 
 /// The first line.
 const HEADER: &str = "trestle lock v1";
@@ -202,17 +203,19 @@ pub enum Deviation {
 ///
 /// # Errors
 /// If a source or the cache cannot be read.
-pub fn check(pipeline: &Pipeline, wanted: &[bool], lock: &Lock, cache: &Cache) -> Result<Vec<(String, Deviation)>, Error> {
+pub fn check(compiled: &Compiled, wanted: &dyn Fn(StageId) -> bool, lock: &Lock, cache: &Cache) -> Result<Vec<(String, Deviation)>, Error> {
+    let all = compiled.names()?;
     let mut deviations = Vec::new();
-    for (id, stage) in pipeline.stages.iter().enumerate().filter(|(id, _)| wanted[*id]) {
-        let deviation = match (lock.stages.get(&stage.name), contents(pipeline, id, lock, cache)?) {
+    for id in (0..compiled.len()).filter(|&id| wanted(id)) {
+        let stage = compiled.stage(id)?;
+        let deviation = match (lock.stages.get(&stage.name), contents(&all, &stage, lock, cache)?) {
             (None, _) => Some(Deviation::New),
-            (Some(locked), Some(contents)) => deviation(action::manifest(stage, &contents), locked, cache)?,
+            (Some(locked), Some(contents)) => deviation(action::manifest(&stage, &contents), locked, cache)?,
             (Some(_), None) => None,
         };
         deviations.extend(deviation.map(|deviation| (stage.name.clone(), deviation)));
     }
-    let names: BTreeSet<&str> = pipeline.stages.iter().map(|stage| stage.name.as_str()).collect();
+    let names: BTreeSet<&str> = all.iter().map(String::as_str).collect();
     let gone = lock.stages.keys().filter(|name| !names.contains(name.as_str()));
     deviations.extend(gone.map(|name| (name.clone(), Deviation::Gone)));
     Ok(deviations)
@@ -235,16 +238,14 @@ pub fn other_outputs(locked: &Locked, outputs: &BTreeMap<String, Content>) -> Ve
 }
 
 /// Contents of a stage's inputs if all stages that it reads from gave what the lock says; none if the lock does not say.
-fn contents(pipeline: &Pipeline, id: StageId, lock: &Lock, cache: &Cache) -> Result<Option<Contents>, Error> {
+fn contents(names: &[String], stage: &Stage, lock: &Lock, cache: &Cache) -> Result<Option<Contents>, Error> {
     let mut all = Contents::new();
-    for slot in &pipeline.stages[id].inputs {
+    for slot in &stage.inputs {
         let mut values = Vec::with_capacity(slot.values.len());
         for bound in &slot.values {
             let content = match &bound.origin {
                 Origin::File { path, .. } => Some(cache.source(path)?),
-                Origin::Output { stage, output } => {
-                    lock.stages.get(&pipeline.stages[*stage].name).and_then(|locked| locked.outputs.get(output)).copied()
-                }
+                Origin::Output { stage, output } => lock.stages.get(&names[*stage]).and_then(|locked| locked.outputs.get(output)).copied(),
             };
             match content {
                 Some(content) => values.push(content),

@@ -25,12 +25,14 @@ pub struct Pipeline {
     pub root: PathBuf,
     /// Params after overrides.
     pub params: Map<String, Value>,
+    /// Units of every named pool.
+    pub pools: BTreeMap<String, u32>,
     /// Expanded stages; each comes after all that it reads from.
     pub stages: Vec<Stage>,
 }
 
 /// One expanded stage.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Stage {
     /// `adapt[seed=1]`: readable, stable and unique.
     pub name: String,
@@ -102,7 +104,7 @@ pub struct Retries {
 }
 
 /// What a stage does.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum Action {
     /// A native stage.
     Native {
@@ -129,7 +131,7 @@ pub enum Action {
 }
 
 /// An output of a stage.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Output {
     /// Where the stage writes it, relative to its work folder.
     pub path: String,
@@ -138,7 +140,7 @@ pub struct Output {
 }
 
 /// A connected input.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Slot {
     /// Name under `in:`.
     pub name: String,
@@ -149,7 +151,7 @@ pub struct Slot {
 }
 
 /// One value of an input.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Bound {
     /// Where it comes from.
     pub origin: Origin,
@@ -160,7 +162,7 @@ pub struct Bound {
 }
 
 /// Where the value of an input comes from.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Origin {
     /// A file or folder of the project.
     File {

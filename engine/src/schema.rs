@@ -23,10 +23,23 @@ pub fn pipeline(registry: &Registry) -> Value {
             "name": {"type": "string", "description": "Name of the pipeline; the file's name if left out."},
             "about": {"type": "string", "description": "What it is for."},
             "params": {"type": "object", "description": "Values that `${name}` stands for; changed by --set name=value."},
+            "pools": {"type": "object", "additionalProperties": or_name(json!({"type": "integer", "minimum": 1}), "Units."), "description": "What stages share, such as licences or connections: units by name."},
             "stages": {"type": "object", "minProperties": 1, "additionalProperties": {"oneOf": stage_forms}},
         },
         "$defs": definitions,
     })
+}
+
+/// What stands for a value of any type.
+const NAME: &str = "\\$\\{.*\\}";
+
+/// `own`, or an interpolation.
+fn or_name(own: Value, description: &str) -> Value {
+    json!({"anyOf": [own, {"type": "string", "pattern": NAME}], "description": description})
+}
+
+fn time() -> Value {
+    json!({"type": "string", "pattern": "^[0-9.]+ *(ms|s|m|min|h|d)$"})
 }
 
 fn common(properties: Value) -> Value {
@@ -39,10 +52,35 @@ fn common(properties: Value) -> Value {
         },
         "resources": {
             "type": "object",
-            "description": "Never part of the key.",
-            "additionalProperties": false,
-            "properties": {"cpus": {"type": "integer", "minimum": 1, "description": "Threads that the stage gets."}},
+            "description": "What it holds while it runs: threads, memory, GPUs, and units of the pools that are declared at the top. Never part of the key.",
+            "properties": {
+                "cpus": or_name(json!({"type": "integer", "minimum": 1}), "Threads that it gets."),
+                "memory": or_name(json!({"type": "string", "pattern": "^[0-9.]+ *([kKMGT]?B|[KMGT]iB)$"}), "Memory that it needs, such as `2GiB`."),
+                "gpus": or_name(json!({"type": "integer", "minimum": 0}), "GPUs that it needs."),
+            },
+            "additionalProperties": or_name(json!({"type": "integer", "minimum": 0}), "Units of a pool."),
         },
+        "timeout": or_name(time(), "After this long it is ended, and has failed."),
+        "retries": {
+            "description": "How often it is tried again after a failure.",
+            "anyOf": [
+                {"type": "integer", "minimum": 0},
+                {"type": "string", "pattern": NAME},
+                {
+                    "type": "object",
+                    "additionalProperties": false,
+                    "properties": {
+                        "times": or_name(json!({"type": "integer", "minimum": 0}), "Most tries after the first; 1 if left out."),
+                        "delay": or_name(time(), "Pause before the second try, doubled for each further one; 1s if left out."),
+                    },
+                },
+            ],
+        },
+        "priority": or_name(json!({"type": "integer"}), "Among ready stages those of higher priority start first; 0 if left out."),
+        "cache": or_name(json!({"type": "boolean"}), "false: run every time."),
+        "pure": or_name(json!({"type": "boolean"}), "false: nobody expects the same bytes again."),
+        "network": or_name(json!({"type": "boolean"}), "false: a command may not use the network."),
+        "tags": {"description": "Words by which stages can be chosen.", "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]},
     });
     if let (Value::Object(all), Value::Object(more)) = (&mut all, properties) {
         all.extend(more);
@@ -86,7 +124,7 @@ fn relax(with: &mut Map<String, Value>) {
         for schema in properties.values_mut() {
             let own = schema.take();
             let description = own.get("description").cloned();
-            *schema = json!({"anyOf": [own, {"type": "string", "pattern": "\\$\\{.*\\}"}]});
+            *schema = json!({"anyOf": [own, {"type": "string", "pattern": NAME}]});
             if let (Some(description), Value::Object(schema)) = (description, schema) {
                 schema.insert("description".to_owned(), description);
             }
@@ -111,10 +149,30 @@ fn command_stage() -> Value {
         "additionalProperties": false,
         "required": ["run", "out"],
         "properties": common(json!({
-            "run": {"type": "string", "description": "The command or script; `{in.name}` and `{out.name}` are paths."},
+            "run": {
+                "description": "The command or script, or the words of one command that needs no shell; `{in.name}` and `{out.name}` are paths.",
+                "anyOf": [{"type": "string"}, {"type": "array", "minItems": 1, "items": {"type": ["string", "number", "boolean"]}}],
+            },
             "in": {"type": "object", "additionalProperties": {"anyOf": [{"type": ["string", "null"]}, {"type": "array", "items": {"type": "string"}}]}},
             "out": {"type": "object", "minProperties": 1, "additionalProperties": {"type": "string"}, "description": "Name to path in the stage's folder."},
-            "env": {"type": "object", "additionalProperties": {"type": ["string", "number", "boolean"]}, "description": "Variables; part of the key."},
+            "env": {
+                "type": "object",
+                "description": "Variables; part of the key.",
+                "additionalProperties": {"anyOf": [
+                    {"type": ["string", "number", "boolean"]},
+                    {
+                        "type": "object",
+                        "additionalProperties": false,
+                        "required": ["from"],
+                        "properties": {
+                            "from": {"type": "string", "description": "The caller's variable that gives the value."},
+                            "default": {"type": ["string", "number", "boolean"], "description": "The value if the caller has none."},
+                        },
+                    },
+                ]},
+            },
+            "workdir": {"type": "string", "description": "Where the command starts, in the stage's folder."},
+            "stdout": {"type": "string", "description": "The output that takes what the command prints."},
             "shell": {"type": "string", "description": "The words before the script; `/bin/sh -e -u -c` if left out."},
         })),
     })

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value};
 
 use crate::problem::{Problem, Problems, Span};
-use crate::source::{Data, Node, value_type_name};
+use crate::source::{Data, Files, Node, value_type_name};
 
 /// What a name in `${…}` can mean: the matrix coordinates of the stage first, then the params.
 pub struct Scope<'s> {
@@ -13,8 +13,8 @@ pub struct Scope<'s> {
     pub params: &'s Map<String, Value>,
     /// Coordinates of the expanded stage.
     pub matrix: &'s BTreeMap<String, Value>,
-    /// The text of the file, to underline the very name that is wrong.
-    pub text: &'s str,
+    /// The texts, to underline the very name that is wrong.
+    pub files: &'s Files,
 }
 
 impl Scope<'_> {
@@ -31,12 +31,6 @@ impl Scope<'_> {
                 None => walk_map(self.params, path),
             },
         }
-    }
-
-    /// The place of `written` inside of a value; the whole value where it cannot be found, such as in a folded text.
-    pub fn narrow(&self, span: Span, written: &str) -> Span {
-        let inside = self.text.get(span.start..span.end).and_then(|value| value.find(written)).filter(|_| !written.is_empty());
-        inside.map_or(span, |at| Span::new(span.start + at, span.start + at + written.len()))
     }
 
     fn names(&self) -> Vec<&str> {
@@ -70,7 +64,7 @@ impl Scope<'_> {
             Ok(pieces) => pieces,
             Err(problem) => {
                 let written = problem.message.split('`').nth(1).unwrap_or_default().to_owned();
-                problems.push(problem.at(self.narrow(span, &written), "here"));
+                problems.push(problem.at(self.files.narrow(span, &written), "here"));
                 return Value::Null;
             }
         };
@@ -87,7 +81,7 @@ impl Scope<'_> {
                             "template::not-text",
                             format!("`${{{name}}}` is {} and cannot stand inside text", value_type_name(value)),
                         )
-                        .at(self.narrow(span, &format!("${{{name}}}")), "here"),
+                        .at(self.files.narrow(span, &format!("${{{name}}}")), "here"),
                     ),
                     Some(value) => out.push_str(&plain(value)),
                     None => {}
@@ -101,7 +95,7 @@ impl Scope<'_> {
         let found = self.lookup(name);
         if found.is_none() {
             let problem = Problem::new("template::unknown-name", format!("`${{{name}}}` means nothing here"))
-                .at(self.narrow(span, &format!("${{{name}}}")), "no param and no axis of this stage");
+                .at(self.files.narrow(span, &format!("${{{name}}}")), "no param and no axis of this stage");
             let wrong = name.strip_prefix("params.").or_else(|| name.strip_prefix("matrix.")).unwrap_or(name);
             let names = self.names();
             problems.push(if names.is_empty() {
@@ -184,7 +178,9 @@ mod tests {
     fn fill(text: &str) -> Result<Value, Problems> {
         let params = json!({"n": 3, "deep": {"er": [1, 2]}, "name": "x", "seed": 9});
         let matrix = BTreeMap::from([("seed".to_owned(), json!(7))]);
-        Scope { params: params.as_object().unwrap(), matrix: &matrix, text }.fill(&parse(text).unwrap())
+        let mut files = Files::new();
+        files.add("test", text.to_owned());
+        Scope { params: params.as_object().unwrap(), matrix: &matrix, files: &files }.fill(&parse(text, 0).unwrap())
     }
 
     #[test]

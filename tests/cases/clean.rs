@@ -13,6 +13,10 @@ fn without_a_cache_there_is_nothing_to_remove() {
 #[test]
 fn logs_and_copies_go_and_no_output_is_lost() {
     let project = chain();
+    // A failed stage leaves a log.
+    project.edit("trestle.yaml", "sed 's", "echo no; exit 1; sed 's");
+    assert_eq!(project.run_with(&[]).code, Some(1));
+    project.edit("trestle.yaml", "echo no; exit 1; ", "");
     project.run();
     project.say(&["out", "words"]);
     let at = |name: &str| project.path().join(".trestle").join(name);
@@ -65,7 +69,7 @@ fn nothing_is_removed_under_a_run() {
     let project = crate::support::Project::new("stages: { s: { run: 'sleep 3; echo > {out.a}', out: { a: a } } }\n");
     let mut running = trestle(project.path()).arg("run").stdout(std::process::Stdio::null()).spawn().unwrap();
     let start = std::time::Instant::now();
-    while !project.path().join(".trestle/logs").exists() {
+    while !project.path().join(".trestle/runs/trestle.jsonl").exists() {
         assert!(start.elapsed().as_secs() < 20);
         std::thread::sleep(std::time::Duration::from_millis(10));
     }

@@ -7,6 +7,8 @@ mod damage;
 mod failures;
 mod init;
 mod language;
+mod language_commands;
+mod language_settings;
 mod lock;
 mod native;
 mod readme;

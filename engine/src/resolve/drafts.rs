@@ -5,19 +5,20 @@ use std::collections::{BTreeMap, BinaryHeap, HashMap, HashSet};
 
 use petgraph::graph::{DiGraph, NodeIndex};
 use petgraph::visit::EdgeRef;
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::MAX_STAGES;
+use super::program::{Program, Unit};
 use crate::pipeline::Labels;
 use crate::problem::{Problem, Problems, Span, suggest};
 use crate::reference::{self, Wanted};
-use crate::source::{Data, Key, Node};
-use crate::spec::{Spec, StageSpec};
+use crate::source::{Data, Files, Key, Node};
+use crate::spec::StageSpec;
 use crate::template::Scope;
 
 /// One variant of a stage: its own coordinates and what it wants.
 pub struct Draft {
-    /// Index into [`Spec::stages`].
+    /// Index into [`Program::stages`].
     pub spec: usize,
     /// Coordinates from its own `matrix:`.
     pub own: Labels,
@@ -39,16 +40,17 @@ pub struct DraftInput {
 pub struct Drafted {
     /// In the order of the file.
     pub drafts: Vec<Draft>,
-    /// Indices of [`Spec::stages`] with a mistake.
+    /// Indices of [`Program::stages`] with a mistake.
     pub broken: HashSet<usize>,
 }
 
 /// Drafts all stages.
-pub fn draft(spec: &Spec, params: &Map<String, Value>, text: &str, problems: &mut Problems) -> Drafted {
+pub fn draft(program: &Program, files: &Files, problems: &mut Problems) -> Drafted {
     let mut drafted = Drafted { drafts: Vec::new(), broken: HashSet::new() };
     let mut total = 0usize;
-    for (index, stage) in spec.stages.iter().enumerate() {
-        let axes = match axes(stage, params, text) {
+    for (index, stage) in program.stages.iter().enumerate() {
+        let unit = program.unit(stage);
+        let axes = match axes(stage, unit, files) {
             Ok(axes) => axes,
             Err(found) => {
                 problems.extend(found);
@@ -59,11 +61,11 @@ pub fn draft(spec: &Spec, params: &Map<String, Value>, text: &str, problems: &mu
         total = axes.iter().fold(1usize, |n, (_, values)| n.saturating_mul(values.len())).saturating_add(total);
         if total > MAX_STAGES {
             problems.push(too_many(stage));
-            drafted.broken.extend(index..spec.stages.len());
+            drafted.broken.extend(index..program.stages.len());
             break;
         }
         for own in product(&axes) {
-            match inputs(stage, params, text, &own) {
+            match inputs(stage, unit, files, &own) {
                 Ok(inputs) => drafted.drafts.push(Draft { spec: index, own, inputs }),
                 Err(found) => {
                     problems.extend(found);
@@ -82,11 +84,11 @@ pub fn too_many(stage: &StageSpec) -> Problem {
         .help("make the matrix smaller, or split the pipeline")
 }
 
-fn axes(stage: &StageSpec, params: &Map<String, Value>, text: &str) -> Result<Vec<(String, Vec<Value>)>, Problems> {
+fn axes(stage: &StageSpec, unit: &Unit, files: &Files) -> Result<Vec<(String, Vec<Value>)>, Problems> {
     let mut problems = Problems::new();
     let mut axes = Vec::new();
     let no_labels = BTreeMap::new();
-    let scope = Scope { params, matrix: &no_labels, text };
+    let scope = Scope { params: &unit.params, matrix: &no_labels, files };
     for (key, node) in &stage.matrix {
         match scope.fill(node) {
             Ok(Value::Array(values)) if !values.is_empty() => {
@@ -144,8 +146,8 @@ fn product(axes: &[(String, Vec<Value>)]) -> Vec<Labels> {
     })
 }
 
-fn inputs(stage: &StageSpec, params: &Map<String, Value>, text: &str, own: &Labels) -> Result<Vec<DraftInput>, Problems> {
-    let scope = Scope { params, matrix: own, text };
+fn inputs(stage: &StageSpec, unit: &Unit, files: &Files, own: &Labels) -> Result<Vec<DraftInput>, Problems> {
+    let scope = Scope { params: &unit.params, matrix: own, files };
     let mut problems = Problems::new();
     let mut inputs = Vec::new();
     for (key, node) in &stage.inputs {
@@ -156,7 +158,7 @@ fn inputs(stage: &StageSpec, params: &Map<String, Value>, text: &str, own: &Labe
             if let Data::List(items) = &node.data { (true, items.iter().collect()) } else { (false, vec![node]) };
         let mut wants = Vec::new();
         for item in items {
-            match want(&scope, item) {
+            match want(&scope, &unit.prefix, item) {
                 Ok(Some(wanted)) => wants.push((wanted, item.span)),
                 Ok(None) => {}
                 Err(found) => problems.extend(found),
@@ -168,9 +170,16 @@ fn inputs(stage: &StageSpec, params: &Map<String, Value>, text: &str, own: &Labe
 }
 
 /// `None` for a value that filled in to nothing: an optional input that this variant leaves open.
-fn want(scope: &Scope<'_>, node: &Node) -> Result<Option<Wanted>, Problems> {
+fn want(scope: &Scope<'_>, prefix: &str, node: &Node) -> Result<Option<Wanted>, Problems> {
     match scope.fill(node)? {
-        Value::String(text) => reference::parse(&text).map(Some).map_err(|problem| problem.at(node.span, "in this input").into()),
+        Value::String(text) => match reference::parse(&text) {
+            Ok(Wanted::Output(mut reference)) => {
+                reference.stage.insert_str(0, prefix);
+                Ok(Some(Wanted::Output(reference)))
+            }
+            Ok(file) => Ok(Some(file)),
+            Err(problem) => Err(problem.at(node.span, "in this input").into()),
+        },
         Value::Null => Ok(None),
         other => Err(Problem::new("spec::wrong-type", "an input is a reference or a path")
             .at(node.span, format!("this is {}", crate::source::value_type_name(&other)))
@@ -179,10 +188,10 @@ fn want(scope: &Scope<'_>, node: &Node) -> Result<Option<Wanted>, Problems> {
     }
 }
 
-/// Indices of [`Spec::stages`] such that every stage comes after those that it reads from; otherwise in the order of the file. Stages of a cycle, and what
+/// Indices of [`Program::stages`] such that every stage comes after those that it reads from; otherwise in the order of the file. Stages of a cycle, and what
 /// is below one, are left out.
-pub fn order(spec: &Spec, drafts: &[Draft], problems: &mut Problems) -> Vec<usize> {
-    let graph = base_graph(spec, drafts, problems);
+pub fn order(program: &Program, drafts: &[Draft], problems: &mut Problems) -> Vec<usize> {
+    let graph = base_graph(program, drafts, problems);
     let mut waiting: Vec<usize> = graph.node_indices().map(|node| graph.neighbors_directed(node, petgraph::Incoming).count()).collect();
     let mut ready: BinaryHeap<Reverse<usize>> = (0..waiting.len()).filter(|&i| waiting[i] == 0).map(Reverse).collect();
     let mut order = Vec::with_capacity(waiting.len());
@@ -196,29 +205,28 @@ pub fn order(spec: &Spec, drafts: &[Draft], problems: &mut Problems) -> Vec<usiz
         }
     }
     if order.len() < waiting.len() {
-        problems.extend(cycles(spec, &graph));
+        problems.extend(cycles(program, &graph));
     }
     order
 }
 
 /// An edge from each stage to those that read from it, with the place of the (first) reference.
-fn base_graph(spec: &Spec, drafts: &[Draft], problems: &mut Problems) -> DiGraph<(), Span> {
-    let index: HashMap<&str, usize> = spec.stages.iter().enumerate().map(|(i, stage)| (stage.name.value.as_str(), i)).collect();
+fn base_graph(program: &Program, drafts: &[Draft], problems: &mut Problems) -> DiGraph<(), Span> {
     let mut edges: BTreeMap<(usize, usize), Span> = BTreeMap::new();
     for draft in drafts {
         for (wanted, span) in draft.inputs.iter().flat_map(|input| &input.wants) {
             let Wanted::Output(reference) = wanted else { continue };
-            match index.get(reference.stage.as_str()) {
+            match program.index.get(&reference.stage) {
                 Some(&from) => {
                     edges.entry((from, draft.spec)).or_insert(*span);
                 }
-                None if spec.broken.contains(&reference.stage) => {}
-                None => problems.push(unknown_stage(spec, reference, *span)),
+                None if program.broken.contains(&reference.stage) => {}
+                None => problems.push(unknown_stage(program, draft.spec, reference, *span)),
             }
         }
     }
-    let mut graph = DiGraph::with_capacity(spec.stages.len(), edges.len());
-    for _ in &spec.stages {
+    let mut graph = DiGraph::with_capacity(program.stages.len(), edges.len());
+    for _ in &program.stages {
         graph.add_node(());
     }
     for ((from, to), span) in edges {
@@ -227,34 +235,36 @@ fn base_graph(spec: &Spec, drafts: &[Draft], problems: &mut Problems) -> DiGraph
     graph
 }
 
-fn unknown_stage(spec: &Spec, reference: &reference::Reference, span: Span) -> Problem {
-    let problem =
-        Problem::new("reference::unknown-stage", format!("there is no stage `{}`", reference.stage)).at(span, "in this reference");
-    let names: Vec<&str> =
-        spec.stages.iter().map(|stage| stage.name.value.as_str()).chain(spec.broken.iter().map(String::as_str)).collect();
+fn unknown_stage(program: &Program, reader: usize, reference: &reference::Reference, span: Span) -> Problem {
+    let prefix = program.unit(&program.stages[reader]).prefix.as_str();
+    let written = reference.stage.strip_prefix(prefix).unwrap_or(&reference.stage);
+    let problem = Problem::new("reference::unknown-stage", format!("there is no stage `{written}`")).at(span, "in this reference");
+    // The names that may be written in this file.
+    let names = program.stages.iter().map(|stage| stage.name.value.as_str()).chain(program.broken.iter().map(String::as_str));
+    let names: Vec<&str> = names.filter_map(|name| name.strip_prefix(prefix)).collect();
     let may_be_a_file = reference.output.is_some() && !reference.gather && reference.fixed.is_empty();
-    match (suggest(&reference.stage, &names), &reference.output) {
+    match (suggest(written, &names), &reference.output) {
         (None, Some(output)) if may_be_a_file => {
-            problem.help(format!("for a file of the project write `./{}.{output}`; stages are: {}", reference.stage, names.join(", ")))
+            problem.help(format!("for a file of the project write `./{written}.{output}`; stages are: {}", names.join(", ")))
         }
-        _ => problem.nearest(&reference.stage, names),
+        _ => problem.nearest(written, names),
     }
 }
 
-fn cycles(spec: &Spec, graph: &DiGraph<(), Span>) -> Problems {
+fn cycles(program: &Program, graph: &DiGraph<(), Span>) -> Problems {
     let mut problems = Problems::new();
     for component in petgraph::algo::tarjan_scc(graph) {
         let first = component.iter().min().copied().unwrap_or_default();
         let is_cycle = component.len() > 1 || graph.find_edge(first, first).is_some();
         if is_cycle {
-            problems.push(describe_cycle(spec, graph, first, &component));
+            problems.push(describe_cycle(program, graph, first, &component));
         }
     }
     problems
 }
 
 /// Walks from `first` along edges inside its component until it comes back, by a shortest way.
-fn describe_cycle(spec: &Spec, graph: &DiGraph<(), Span>, first: NodeIndex, component: &[NodeIndex]) -> Problem {
+fn describe_cycle(program: &Program, graph: &DiGraph<(), Span>, first: NodeIndex, component: &[NodeIndex]) -> Problem {
     let mut came: HashMap<NodeIndex, (NodeIndex, Span)> = HashMap::new();
     let mut queue = std::collections::VecDeque::from([first]);
     while let Some(node) = queue.pop_front() {
@@ -270,7 +280,7 @@ fn describe_cycle(spec: &Spec, graph: &DiGraph<(), Span>, first: NodeIndex, comp
             break;
         }
     }
-    let name = |node: NodeIndex| spec.stages[node.index()].name.value.as_str();
+    let name = |node: NodeIndex| program.stages[node.index()].name.value.as_str();
     let mut way = vec![name(first)];
     let mut labels = Vec::new();
     let mut node = first;

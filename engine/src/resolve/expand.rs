@@ -1,33 +1,31 @@
 //! Drafts to stages: references bound to expanded stages, inherited axes joined, ports and params checked.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 
-use serde_json::{Map, Value};
-
 use super::drafts::{Draft, DraftInput, too_many};
-use super::{MAX_STAGES, commands, params};
-use crate::pipeline::{Bound, Labels, Origin, Output, Settings, Slot, Stage, StageId, compare_labels, expanded_name};
+use super::program::Program;
+use super::{Choices, MAX_STAGES, commands, params, settings};
+use crate::pipeline::{Bound, Labels, Origin, Output, Slot, Stage, StageId, compare_labels, expanded_name};
 use crate::problem::{Problem, Problems, Span};
 use crate::reference::{Reference, Wanted};
-use crate::spec::{ActionSpec, Spec, StageSpec};
+use crate::source::Files;
+use crate::spec::{ActionSpec, StageSpec};
 use crate::stage::{Arity, Format, InPort, Kind, Registry, Threads};
 use crate::template::{Scope, plain};
 
 /// Expands stage after stage, in topological order.
 pub struct Expander<'s> {
-    spec: &'s Spec,
-    params: &'s Map<String, Value>,
-    text: &'s str,
-    root: &'s Path,
+    program: &'s Program,
+    files: &'s Files,
     registry: &'s Registry,
+    choices: &'s Choices<'s>,
     stages: Vec<Stage>,
     problems: Problems,
     /// Expanded stages of every stage of the file.
     instances: Vec<Vec<StageId>>,
     /// Stages of the file with mistakes of their own: what reads from them is not complained about.
     broken: HashSet<usize>,
-    index: HashMap<&'s str, usize>,
 }
 
 /// An instance in the making: its coordinates so far and the values of its inputs so far.
@@ -53,23 +51,15 @@ struct Port {
 }
 
 impl<'s> Expander<'s> {
-    /// An expander over a file, in which the stages `broken` have mistakes already.
-    pub fn new(
-        spec: &'s Spec,
-        params: &'s Map<String, Value>,
-        text: &'s str,
-        root: &'s Path,
-        registry: &'s Registry,
-        broken: HashSet<usize>,
-    ) -> Self {
-        let index = spec.stages.iter().enumerate().map(|(i, stage)| (stage.name.value.as_str(), i)).collect();
-        let instances = vec![Vec::new(); spec.stages.len()];
-        Self { spec, params, text, root, registry, stages: Vec::new(), problems: Problems::new(), instances, broken, index }
+    /// An expander over a program, in which the stages `broken` have mistakes already.
+    pub fn new(program: &'s Program, files: &'s Files, registry: &'s Registry, choices: &'s Choices<'s>, broken: HashSet<usize>) -> Self {
+        let instances = vec![Vec::new(); program.stages.len()];
+        Self { program, files, registry, choices, stages: Vec::new(), problems: Problems::new(), instances, broken }
     }
 
     /// All expanded stages in topological order.
     pub fn run(mut self, drafts: &[Draft], order: &[usize], problems: &mut Problems) -> Vec<Stage> {
-        let mut by_spec: Vec<Vec<&Draft>> = vec![Vec::new(); self.spec.stages.len()];
+        let mut by_spec: Vec<Vec<&Draft>> = vec![Vec::new(); self.program.stages.len()];
         for draft in drafts {
             by_spec[draft.spec].push(draft);
         }
@@ -83,7 +73,7 @@ impl<'s> Expander<'s> {
                 self.broken.insert(base);
             }
             if self.stages.len() > MAX_STAGES {
-                self.problems.push(too_many(&self.spec.stages[base]));
+                self.problems.push(too_many(&self.program.stages[base]));
                 break;
             }
             self.instances[base] = (before..self.stages.len()).collect();
@@ -95,13 +85,13 @@ impl<'s> Expander<'s> {
     fn kind_of(&self, stage: &StageSpec) -> Option<&'s Kind> {
         match &stage.action {
             ActionSpec::Uses { kind, .. } => self.registry.get(&kind.value),
-            ActionSpec::Run { .. } => None,
+            ActionSpec::Run(_) => None,
         }
     }
 
     /// Whether the kind exists; input names are checked against its ports.
     fn check_kind(&mut self, base: usize) -> bool {
-        let stage = &self.spec.stages[base];
+        let stage = &self.program.stages[base];
         let ActionSpec::Uses { kind: name, .. } = &stage.action else { return true };
         let Some(kind) = self.registry.get(&name.value) else {
             let problem =
@@ -123,13 +113,13 @@ impl<'s> Expander<'s> {
 
     /// Expands one draft; `false` if it has a mistake.
     fn expand(&mut self, draft: &Draft) -> bool {
-        let stage = &self.spec.stages[draft.spec];
+        let stage = &self.program.stages[draft.spec];
         let kind = self.kind_of(stage);
         let mut partials = vec![Partial { labels: draft.own.clone(), slots: Vec::new() }];
         let mut sound = self.check_missing(stage, kind, draft);
         for (i, input) in draft.inputs.iter().enumerate() {
             let port = port(kind, input);
-            match self.bind(partials.clone(), i, input, &port) {
+            match self.bind(partials.clone(), i, stage, input, &port) {
                 Some(next) => partials = next,
                 None => sound = false,
             }
@@ -155,7 +145,7 @@ impl<'s> Expander<'s> {
     }
 
     /// Binds all values of one input for every partial instance, which may split on inherited axes.
-    fn bind(&mut self, partials: Vec<Partial>, slot: usize, input: &DraftInput, port: &Port) -> Option<Vec<Partial>> {
+    fn bind(&mut self, partials: Vec<Partial>, slot: usize, stage: &StageSpec, input: &DraftInput, port: &Port) -> Option<Vec<Partial>> {
         let mut partials: Vec<Partial> = partials
             .into_iter()
             .map(|mut partial| {
@@ -171,15 +161,15 @@ impl<'s> Expander<'s> {
         }
         for (wanted, span) in &input.wants {
             partials = match wanted {
-                Wanted::File(written) => self.bind_file(partials, written, *span)?,
+                Wanted::File(written) => self.bind_file(partials, stage, written, *span)?,
                 Wanted::Output(reference) => self.bind_output(partials, reference, input, port, *span)?,
             };
         }
         Some(partials)
     }
 
-    fn bind_file(&mut self, mut partials: Vec<Partial>, written: &str, span: Span) -> Option<Vec<Partial>> {
-        let path = self.root.join(written);
+    fn bind_file(&mut self, mut partials: Vec<Partial>, stage: &StageSpec, written: &str, span: Span) -> Option<Vec<Partial>> {
+        let path = self.program.unit(stage).root.join(written);
         if !path.exists() {
             self.problems.push(
                 Problem::new("input::not-found", format!("there is no file or folder `{written}`"))
@@ -208,7 +198,7 @@ impl<'s> Expander<'s> {
         port: &Port,
         span: Span,
     ) -> Option<Vec<Partial>> {
-        let base = *self.index.get(reference.stage.as_str())?;
+        let base = *self.program.index.get(&reference.stage)?;
         if self.broken.contains(&base) {
             return None;
         }
@@ -331,35 +321,28 @@ impl<'s> Expander<'s> {
 
     fn finish(&mut self, spec: &'s StageSpec, kind: Option<&'s Kind>, draft: &Draft, partial: Partial) -> bool {
         let Partial { labels, slots } = partial;
-        let scope = Scope { params: self.params, matrix: &labels, text: self.text };
+        let scope = Scope { params: &self.program.unit(spec).params, matrix: &labels, files: self.files };
         let slots: Vec<Slot> = slots.into_iter().map(|(i, picked)| self.slot(kind, &draft.inputs[i], picked)).collect();
         let built = match (&spec.action, kind) {
             (ActionSpec::Uses { with, .. }, Some(kind)) => params::native(spec, kind, with.as_ref(), &scope),
-            (ActionSpec::Run { script, outputs, env, shell }, _) => commands::command(script, outputs, env, shell.as_ref(), &slots, &scope),
+            (ActionSpec::Run(run), _) => commands::command(run, &slots, &scope, self.choices.environment),
             (ActionSpec::Uses { .. }, None) => return false,
         };
-        let (action, outputs, threads) = match built {
+        let mut problems = Problems::new();
+        let (settings, cpus) = settings::settings(&spec.settings, &self.program.pools, &scope, &mut problems);
+        let (action, outputs, threads) = match built.and_then(|built| problems.clone().or(built)) {
             Ok(built) => built,
-            Err(problems) => {
+            Err(found) => {
+                self.problems.extend(found);
                 self.problems.extend(problems);
                 return false;
             }
         };
-        let cap = spec.cpus.as_ref().map(|cpus| cpus.value);
-        let threads = cap.map_or(threads, |cpus| Threads { min: cpus.min(threads.max), max: cpus.min(threads.max) });
+        let threads = cpus.map_or(threads, |cpus| limited(threads, kind.is_some(), cpus));
         let mut inputs: Vec<Slot> = slots;
         inputs.sort_by(|a, b| a.name.cmp(&b.name));
         let name = expanded_name(&spec.name.value, &labels);
-        self.stages.push(Stage {
-            name,
-            base: spec.name.value.clone(),
-            labels,
-            action,
-            inputs,
-            outputs,
-            threads,
-            settings: Settings::default(),
-        });
+        self.stages.push(Stage { name, base: spec.name.value.clone(), labels, action, inputs, outputs, threads, settings });
         true
     }
 
@@ -384,6 +367,12 @@ impl<'s> Expander<'s> {
         let labels = if many { value.labels } else { Labels::new() };
         Bound { origin: value.origin, place, labels }
     }
+}
+
+/// The threads of a stage that asks for `cpus`: a native stage is held to what it can use, a command gets what it says.
+fn limited(threads: Threads, is_native: bool, cpus: usize) -> Threads {
+    let cpus = if is_native { cpus.min(threads.max) } else { cpus };
+    Threads { min: cpus, max: cpus }
 }
 
 fn is_gather(wanted: &Wanted) -> bool {

@@ -1,22 +1,34 @@
 //! From what is written to what can be planned: params filled in, matrices expanded, references resolved, all mistakes reported at once.
 
-mod commands;
+pub mod commands;
 mod drafts;
 mod expand;
 mod params;
+mod program;
+mod settings;
 
 use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use crate::pipeline::Pipeline;
+use crate::pipeline::{Labels, Pipeline};
 use crate::problem::{Problem, Problems};
-use crate::source;
+use crate::source::{self, Files};
 use crate::spec::{self, Spec};
 use crate::stage::Registry;
+use crate::template::Scope;
+use program::{Program, Unit};
 
 /// Most stages that a pipeline may expand to.
 pub const MAX_STAGES: usize = 1_000_000;
+
+/// What a pipeline is resolved with, besides its files.
+pub struct Choices<'a> {
+    /// Values of params, in the order in which they are to be set.
+    pub overrides: Vec<Override>,
+    /// Variables of the caller; only those that a stage declares are asked for.
+    pub environment: commands::Environment<'a>,
+}
 
 /// One `--set path=value`.
 #[derive(Debug, Clone, PartialEq)]
@@ -32,28 +44,47 @@ impl Override {
     ///
     /// # Errors
     /// If there is no `=`, or the value is not YAML.
-    pub fn parse(text: &str) -> Result<Self, Problems> {
+    pub fn parse(text: &str, files: &mut Files) -> Result<Self, Problems> {
         let (path, value) = text
             .split_once('=')
             .ok_or_else(|| Problem::new("set::syntax", format!("`--set {text}` has no `=`")).help("write `--set name=value`"))?;
-        Ok(Self { path: path.trim().to_owned(), value: source::parse_value(value)? })
+        let source = files.add(format!("--set {path}"), value.to_owned());
+        Ok(Self { path: path.trim().to_owned(), value: source::parse(&source.text, source.base)?.to_value() })
     }
 }
 
-/// Reads and resolves the text of a pipeline file.
+/// Resolves the first of `files`, the text of a pipeline file.
 ///
 /// `root` is the folder of the file, `fallback_name` the pipeline's name if the file gives none.
 ///
 /// # Errors
 /// Every mistake that could be found.
-pub fn pipeline(text: &str, root: &Path, fallback_name: &str, overrides: &[Override], registry: &Registry) -> Result<Pipeline, Problems> {
-    let (spec, mut problems) = spec::read(&source::parse(text)?);
-    let params = effective_params(&spec, overrides, &mut problems);
-    let drafted = drafts::draft(&spec, &params, text, &mut problems);
-    let order = drafts::order(&spec, &drafted.drafts, &mut problems);
-    let stages = expand::Expander::new(&spec, &params, text, root, registry, drafted.broken).run(&drafted.drafts, &order, &mut problems);
-    let name = spec.name.map_or_else(|| fallback_name.to_owned(), |name| name.value);
-    problems.or(Pipeline { name, root: root.to_owned(), params, stages })
+pub fn pipeline(
+    files: &mut Files,
+    root: &Path,
+    fallback_name: &str,
+    choices: &Choices<'_>,
+    registry: &Registry,
+) -> Result<Pipeline, Problems> {
+    let parsed = files.first().map(|source| source::parse(&source.text, source.base)).transpose()?;
+    let Some(tree) = parsed else { return Err(Problem::new("spec::empty", "there is no pipeline file").into()) };
+    let (mut spec, mut problems) = spec::read(tree);
+    let name = spec.name.take().map_or_else(|| fallback_name.to_owned(), |name| name.value);
+    let program = program(spec, root, choices, files, &mut problems);
+    let drafted = drafts::draft(&program, files, &mut problems);
+    let order = drafts::order(&program, &drafted.drafts, &mut problems);
+    let stages = expand::Expander::new(&program, files, registry, choices, drafted.broken).run(&drafted.drafts, &order, &mut problems);
+    let Program { mut units, pools, .. } = program;
+    problems.or(Pipeline { name, root: root.to_owned(), params: units.swap_remove(0).params, pools, stages })
+}
+
+fn program(spec: Spec, root: &Path, choices: &Choices<'_>, files: &Files, problems: &mut Problems) -> Program {
+    let params = effective_params(&spec, &choices.overrides, problems);
+    let no_labels = Labels::new();
+    let pools = settings::pools(&spec.pools, &Scope { params: &params, matrix: &no_labels, files }, problems);
+    let index = spec.stages.iter().enumerate().map(|(i, stage)| (stage.name.value.clone(), i)).collect();
+    let units = vec![Unit { prefix: String::new(), root: root.to_owned(), params }];
+    Program { units, stages: spec.stages, index, broken: spec.broken, pools }
 }
 
 fn effective_params(spec: &Spec, overrides: &[Override], problems: &mut Problems) -> Map<String, Value> {

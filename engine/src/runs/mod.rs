@@ -1,4 +1,4 @@
-//! What past runs were: one journal a pipeline, one JSON value a line.
+//! What past runs were: a journal, one JSON value a line. Runs of one pipeline at the same time have a journal each.
 //!
 //! ```text
 //! {"is":"run", …}      a run begins: its id, params, command line, host
@@ -17,7 +17,7 @@ mod known;
 mod read;
 mod write;
 
-pub use read::{History, Known, Run, Snapshot};
+pub use read::{Known, Run, Runs, Snapshot};
 pub use write::Recorder;
 
 use std::path::{Path, PathBuf};
@@ -129,9 +129,10 @@ mod hex {
     }
 }
 
-/// The journal of a pipeline in the folder of journals.
-pub fn journal(folder: &Path, pipeline: &str) -> PathBuf {
-    folder.join(format!("{}.jsonl", crate::run::file_name(pipeline)))
+/// A journal of a pipeline in the folder of journals: the first, or one for runs beside another run.
+fn journal(folder: &Path, pipeline: &str, lane: usize) -> PathBuf {
+    let name = crate::run::file_name(pipeline);
+    folder.join(if lane == 0 { format!("{name}.jsonl") } else { format!("{name}.{lane}.jsonl") })
 }
 
 /// A number for a stage's name. Two names of one number do no harm: their stages are listed more often than they need be.

@@ -1,13 +1,13 @@
 //! The record of a run, made from its events.
 
 use std::collections::HashMap;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Map, Value};
-use trestle_cache::Digest;
+use trestle_cache::{ActionKey, Digest};
 
 use super::known::Entries;
 use super::{End, Header, Line, Outcome, StageLine, VERSION, journal, key_number, name_number, summand};
@@ -19,7 +19,10 @@ const FLUSH: Duration = Duration::from_secs(1);
 /// Bytes of `"checksum":"0123456789abcdef"}` and the line's end.
 const CHECKSUM_END: usize = 31;
 
-/// Writes the record of a run. One run at a time may write a journal: whoever has the cache's lock.
+/// Most runs of one pipeline at the same time that have an account.
+const LANES: usize = 64;
+
+/// Writes the record of a run. It holds the lock of its journal as long as it lives.
 pub struct Recorder {
     path: PathBuf,
     state_path: PathBuf,
@@ -48,9 +51,8 @@ impl Recorder {
         program: &str,
     ) -> Result<Self, Error> {
         fs::create_dir_all(folder).at("create", folder)?;
-        let path = journal(folder, pipeline);
+        let (path, mut file) = free_journal(folder, pipeline)?;
         let state_path = path.with_extension("state");
-        let mut file = OpenOptions::new().append(true).create(true).read(true).open(&path).at("open", &path)?;
         let length = file.metadata().at("examine", &path)?.len();
         let known = last_checksum(&mut file, length).and_then(|checksum| Entries::read(&state_path, checksum));
         // A line that a kill tore must not swallow the next one.
@@ -113,8 +115,35 @@ impl Recorder {
             Event::Skipped { stage, .. } => self.without_outputs(stage, Outcome::Skipped),
             Event::Cancelled { stage } => self.without_outputs(stage, Outcome::Cancelled),
             Event::Summary(summary) => self.end(*summary),
-            Event::Started { .. } | Event::Progress { .. } => Ok(()),
+            Event::Started { .. } | Event::Progress { .. } | Event::Output { .. } | Event::Retrying { .. } => Ok(()),
         }
+    }
+
+    /// Takes in what the other stages of the run were: those that were cached from the outset, of which no event may tell.
+    ///
+    /// To be called before the event of the summary.
+    ///
+    /// # Errors
+    /// If the journal cannot be written.
+    pub fn others<'s>(&mut self, stages: impl IntoIterator<Item = (&'s str, ActionKey)>) -> Result<(), Error> {
+        for (stage, key) in stages {
+            let name = name_number(stage);
+            let (place, is_known) = self.entries.place(name);
+            if self.seen.get(place).copied().unwrap_or(false) {
+                continue;
+            }
+            self.mark(place);
+            let entry = self.entries.list()[place];
+            let first = u64::from_be_bytes(*key.as_bytes().first_chunk().unwrap_or(&[0; 8])).max(1);
+            if is_known && entry.key == first {
+                if !entry.present {
+                    self.back.push(name);
+                }
+            } else {
+                self.stage(StageLine { key: Some(key.to_string()), ..bare(stage, Outcome::Cached) })?;
+            }
+        }
+        Ok(())
     }
 
     fn cached(&mut self, stage: &str, key: &str) -> Result<(), Error> {
@@ -156,11 +185,15 @@ impl Recorder {
     /// Notes that a stage had an event; its place among the entries, and whether it had one before.
     fn see(&mut self, name: u64) -> (usize, bool) {
         let (place, is_known) = self.entries.place(name);
+        self.mark(place);
+        (place, is_known)
+    }
+
+    fn mark(&mut self, place: usize) {
         if self.seen.len() <= place {
             self.seen.resize(place + 1, false);
         }
         self.seen[place] = true;
-        (place, is_known)
     }
 
     fn end(&mut self, summary: Summary) -> Result<(), Error> {
@@ -198,6 +231,20 @@ impl Recorder {
 
 fn bare(stage: &str, outcome: Outcome) -> StageLine {
     StageLine { stage: stage.to_owned(), outcome, key: None, seconds: None, peak_rss_kib: None, metrics: Map::new() }
+}
+
+/// Opens and locks the first journal that no other run is writing.
+fn free_journal(folder: &Path, pipeline: &str) -> Result<(PathBuf, File), Error> {
+    let mut lane = 0;
+    loop {
+        let path = journal(folder, pipeline, lane);
+        let file = OpenOptions::new().append(true).create(true).read(true).open(&path).at("open", &path)?;
+        match file.try_lock() {
+            Ok(()) => return Ok((path, file)),
+            Err(TryLockError::WouldBlock) if lane < LANES => lane += 1,
+            Err(error) => return Err(error.into()).at("lock", &path),
+        }
+    }
 }
 
 /// The checksum at the end of a journal whose last run ended.

@@ -14,7 +14,7 @@ const STAGE: &[u8] = br#"{"is":"stage""#;
 
 /// All runs of a project, oldest first.
 #[derive(Debug, Default)]
-pub struct History {
+pub struct Runs {
     runs: Vec<Run>,
 }
 
@@ -44,7 +44,7 @@ pub struct Known {
 /// All stages of one run, by name.
 pub type Snapshot = BTreeMap<String, Known>;
 
-impl History {
+impl Runs {
     /// The runs of all pipelines whose journals lie in `folder`; none if there is no such folder.
     ///
     /// # Errors
@@ -81,7 +81,7 @@ impl History {
         if let Some(rest) = word.strip_prefix("last") {
             let back = if rest.is_empty() { Some(0) } else { rest.strip_prefix('~').and_then(|digits| digits.parse().ok()) };
             let back: usize = back.ok_or_else(|| unknown("write `last`, `last~1`, or the beginning of an id".to_owned()))?;
-            let mut same = self.runs.iter().rev().filter(|run| run.journal == last.journal);
+            let mut same = self.runs.iter().rev().filter(|run| run.header.pipeline == last.header.pipeline);
             let count = same.clone().count();
             return same.nth(back).ok_or_else(|| unknown(format!("`{}` has {count} recorded runs", last.header.pipeline)));
         }
@@ -98,7 +98,8 @@ impl History {
     /// # Errors
     /// If it is the first.
     pub fn before(&self, run: &Run) -> Result<&Run, Error> {
-        let before = self.runs.iter().find(|other| other.journal == run.journal && other.place + 1 == run.place);
+        let earlier = self.runs.iter().take_while(|other| (&other.journal, other.place) != (&run.journal, run.place));
+        let before = earlier.filter(|other| other.header.pipeline == run.header.pipeline).last();
         before.ok_or_else(|| Error::UnknownRun {
             run: format!("{}~1", run.header.id),
             help: format!("it is the first recorded run of `{}`", run.header.pipeline),

@@ -32,12 +32,12 @@ fn run(folder: &Path, events: &[Event]) {
 }
 
 fn lines(folder: &Path) -> usize {
-    fs::read_to_string(journal(folder, "p")).unwrap().lines().count()
+    fs::read_to_string(journal(folder, "p", 0)).unwrap().lines().count()
 }
 
 /// Names, outcomes and keys of a run.
 fn stages(folder: &Path, word: &str) -> Vec<(String, Outcome, Option<String>)> {
-    let history = History::read(folder).unwrap();
+    let history = Runs::read(folder).unwrap();
     let snapshot = history.find(word).unwrap().snapshot().unwrap();
     snapshot.into_iter().map(|(name, known)| (name, known.outcome, known.key)).collect()
 }
@@ -65,7 +65,7 @@ fn what_is_as_it_was_has_no_line_and_is_known_all_the_same() {
     assert_eq!(stages(folder, "last~1"), expect(&[("a", Cached, 1), ("b", Executed, 4), ("c", Cached, 5)]));
     assert_eq!(stages(folder, "last"), expect(&[("a", Cached, 1), ("b", Cached, 2), ("c", Cached, 5)]));
     // What an earlier run measured is found by its key.
-    let snapshot = History::read(folder).unwrap().find("last").unwrap().snapshot().unwrap();
+    let snapshot = Runs::read(folder).unwrap().find("last").unwrap().snapshot().unwrap();
     assert_eq!(snapshot["b"].execution.as_ref().unwrap().seconds, Some(2.0));
     assert!(snapshot["c"].execution.is_none());
 }
@@ -108,11 +108,11 @@ fn a_killed_run_keeps_its_account_and_the_next_one_lists_all() {
     let mut killed = begin(folder);
     killed.event(&done("a", 3)).unwrap();
     drop(killed);
-    let path = journal(folder, "p");
+    let path = journal(folder, "p", 0);
     let torn = fs::read(&path).unwrap();
     fs::write(&path, [&torn[..], b"{\"is\":\"stage\",\"sta"].concat()).unwrap();
     run(folder, &[cached("a", 3), cached("b", 2)]);
-    let history = History::read(folder).unwrap();
+    let history = Runs::read(folder).unwrap();
     assert_eq!(history.runs().iter().map(|run| run.summary.is_some()).collect::<Vec<_>>(), [true, false, true]);
     assert!(!history.runs()[2].header.carries_on);
     assert_eq!(stages(folder, "last~1"), expect(&[("a", Outcome::Executed, 3)]));
@@ -130,7 +130,7 @@ fn a_state_of_another_journal_is_not_believed() {
         fs::write(folder.join("p.state"), &spoilt).unwrap();
         run(folder, &[cached("a", 2)]);
         assert_eq!(stages(folder, "last"), expect(&[("a", Outcome::Cached, 2)]));
-        assert!(!History::read(folder).unwrap().runs().last().unwrap().header.carries_on);
+        assert!(!Runs::read(folder).unwrap().runs().last().unwrap().header.carries_on);
     }
 }
 
@@ -140,11 +140,11 @@ fn lost_lines_are_noticed() {
     let folder = dir.path();
     run(folder, &[done("a", 1), done("b", 2)]);
     run(folder, &[cached("a", 1), done("b", 3)]);
-    let path = journal(folder, "p");
+    let path = journal(folder, "p", 0);
     let text = fs::read_to_string(&path).unwrap();
     let without: String = text.lines().filter(|line| !line.contains(&key(3))).map(|line| format!("{line}\n")).collect();
     fs::write(&path, without).unwrap();
-    let history = History::read(folder).unwrap();
+    let history = Runs::read(folder).unwrap();
     assert!(matches!(history.find("last").unwrap().snapshot(), Err(Error::BrokenJournal { .. })));
     assert!(history.find("last~1").unwrap().snapshot().is_ok());
 }
@@ -153,10 +153,10 @@ fn lost_lines_are_noticed() {
 fn a_word_names_one_run_or_says_why_not() {
     let dir = tempfile::tempdir().unwrap();
     let folder = dir.path();
-    assert!(History::read(&folder.join("none")).unwrap().find("last").is_err());
+    assert!(Runs::read(&folder.join("none")).unwrap().find("last").is_err());
     run(folder, &[done("a", 1)]);
     run(folder, &[done("a", 2)]);
-    let history = History::read(folder).unwrap();
+    let history = Runs::read(folder).unwrap();
     let id = &history.runs()[0].header.id;
     assert_eq!(&history.find(id).unwrap().header.id, id);
     for wrong in ["last~2", "last~x", "lasting", "zz", ""] {

@@ -7,8 +7,9 @@
 use std::collections::HashMap;
 
 use saphyr_parser::{Event, Parser, ScalarStyle};
-use serde_json::{Map, Value};
+use serde_json::Value;
 
+use super::{Data, Key, Node};
 use crate::problem::{Problem, Problems, Span};
 
 /// Largest pipeline file, in bytes.
@@ -16,117 +17,16 @@ pub const MAX_BYTES: usize = 64 << 20;
 /// Deepest nesting.
 pub const MAX_DEPTH: usize = 64;
 
-/// A YAML value and where it stands.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Node {
-    /// Its place; for a collection, from its first to its last byte.
-    pub span: Span,
-    /// The value itself.
-    pub data: Data,
-}
-
-/// The value of a [`Node`].
-#[derive(Debug, Clone, PartialEq)]
-pub enum Data {
-    /// Null, a truth value, a number or a string.
-    Scalar(Value),
-    /// A sequence.
-    List(Vec<Node>),
-    /// A mapping in the order of the file, its keys without repeats.
-    Map(Vec<(Key, Node)>),
-}
-
-/// A key of a mapping.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Key {
-    /// Its text.
-    pub name: String,
-    /// Its place.
-    pub span: Span,
-}
-
-impl Node {
-    /// What this is, for messages.
-    pub fn type_name(&self) -> &'static str {
-        match &self.data {
-            Data::List(_) => "a list",
-            Data::Map(_) => "a map",
-            Data::Scalar(value) => value_type_name(value),
-        }
-    }
-
-    /// The text, if this is a string.
-    pub fn as_str(&self) -> Option<&str> {
-        match &self.data {
-            Data::Scalar(Value::String(text)) => Some(text),
-            _ => None,
-        }
-    }
-
-    /// Whether this is null or was left empty.
-    pub fn is_null(&self) -> bool {
-        self.data == Data::Scalar(Value::Null)
-    }
-
-    /// The child at a dotted path (`schedule.steps`, `layers[2]`), or the deepest one that exists on the way.
-    pub fn descend(&self, path: &str) -> &Self {
-        let mut node = self;
-        for part in path.split(['.', '[', ']']).filter(|part| !part.is_empty()) {
-            let next = match &node.data {
-                Data::Map(entries) => entries.iter().find(|(key, _)| key.name == part).map(|(_, child)| child),
-                Data::List(items) => part.parse::<usize>().ok().and_then(|i| items.get(i)),
-                Data::Scalar(_) => None,
-            };
-            match next {
-                Some(child) => node = child,
-                None => break,
-            }
-        }
-        node
-    }
-
-    /// The value without its places.
-    pub fn to_value(&self) -> Value {
-        match &self.data {
-            Data::Scalar(value) => value.clone(),
-            Data::List(items) => Value::Array(items.iter().map(Self::to_value).collect()),
-            Data::Map(entries) => {
-                Value::Object(entries.iter().map(|(key, node)| (key.name.clone(), node.to_value())).collect::<Map<_, _>>())
-            }
-        }
-    }
-}
-
-/// What a JSON value is called in messages.
-pub fn value_type_name(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "nothing",
-        Value::Bool(_) => "a truth value",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a string",
-        Value::Array(_) => "a list",
-        Value::Object(_) => "a map",
-    }
-}
-
-/// Parses one document.
+/// Parses one document, whose first byte has the place `base`.
 ///
 /// # Errors
 /// Every refusal, or the first error of syntax (after which nothing can be trusted).
-pub fn parse(text: &str) -> Result<Node, Problems> {
+pub fn parse(text: &str, base: usize) -> Result<Node, Problems> {
     if text.len() > MAX_BYTES {
         let message = format!("the file has {} MiB; a pipeline may have at most {} MiB", text.len() >> 20, MAX_BYTES >> 20);
-        return Err(Problem::new("yaml::too-large", message).into());
+        return Err(Problem::new("yaml::too-large", message).at(Span::new(base, base + 1), "in this file").into());
     }
-    Builder::new(text).run()
-}
-
-/// Parses the value of a `--set key=value`: any YAML value on one line.
-///
-/// # Errors
-/// As [`parse`].
-pub fn parse_value(text: &str) -> Result<Value, Problems> {
-    Ok(parse(text)?.to_value())
+    Builder::new(text, base).run()
 }
 
 /// A plain scalar by the rules of `serde_yaml`.
@@ -162,6 +62,8 @@ enum Open {
 
 struct Builder<'t> {
     text: &'t str,
+    /// Place of the first byte of the text.
+    base: usize,
     /// Byte offset of every character, if the text is not ASCII.
     offsets: Option<Vec<usize>>,
     stack: Vec<Open>,
@@ -170,9 +72,9 @@ struct Builder<'t> {
 }
 
 impl<'t> Builder<'t> {
-    fn new(text: &'t str) -> Self {
+    fn new(text: &'t str, base: usize) -> Self {
         let offsets = (!text.is_ascii()).then(|| text.char_indices().map(|(i, _)| i).chain([text.len()]).collect());
-        Self { text, offsets, stack: Vec::new(), root: None, problems: Problems::new() }
+        Self { text, base, offsets, stack: Vec::new(), root: None, problems: Problems::new() }
     }
 
     fn byte(&self, index: usize) -> usize {
@@ -183,7 +85,12 @@ impl<'t> Builder<'t> {
     fn span(&self, span: saphyr_parser::Span) -> Span {
         let (start, end) = (self.byte(span.start.index()), self.byte(span.end.index()));
         let written = self.text.get(start..end).unwrap_or_default();
-        Span::new(start, start + written.trim_end().len())
+        self.placed(start, start + written.trim_end().len())
+    }
+
+    /// The place of a range of this text.
+    fn placed(&self, start: usize, end: usize) -> Span {
+        Span::new(self.base + start, self.base + end)
     }
 
     fn run(mut self) -> Result<Node, Problems> {
@@ -200,12 +107,12 @@ impl<'t> Builder<'t> {
                 Err(error) => {
                     let at = self.byte(error.marker().index());
                     let problem = Problem::new("yaml::syntax", format!("this is not valid YAML: {}", error.info()));
-                    self.problems.push(problem.at(Span::new(at.min(text.len().saturating_sub(1)), (at + 1).min(text.len())), "here"));
+                    self.problems.push(problem.at(self.placed(at.min(text.len().saturating_sub(1)), (at + 1).min(text.len())), "here"));
                     break;
                 }
             }
         }
-        let root = self.root.unwrap_or(Node { span: Span::default(), data: Data::Scalar(Value::Null) });
+        let root = self.root.unwrap_or(Node { span: Span::new(self.base, self.base), data: Data::Scalar(Value::Null) });
         self.problems.or(root)
     }
 
@@ -284,7 +191,7 @@ impl<'t> Builder<'t> {
 
     /// A block collection ends where the next token begins; the blank in between is not part of it.
     fn trimmed(&self, start: usize, end: usize) -> Span {
-        let written = self.text.get(start..end).unwrap_or_default();
+        let written = self.text.get(start - self.base..end - self.base).unwrap_or_default();
         Span::new(start, start + written.trim_end().len())
     }
 
@@ -332,23 +239,23 @@ mod tests {
     use serde_json::json;
 
     fn codes(text: &str) -> Vec<&'static str> {
-        parse(text).unwrap_err().iter().map(|problem| problem.code).collect()
+        parse(text, 0).unwrap_err().iter().map(|problem| problem.code).collect()
     }
 
     #[test]
     fn scalars_have_the_types_of_serde_yaml() {
-        let value = parse("{a: 1, b: 0.5, c: no, d: true, e: ~, f: '1', g: 1e-3, h: x y, i: -7, j: .5, k: 0x10}").unwrap().to_value();
+        let value = parse("{a: 1, b: 0.5, c: no, d: true, e: ~, f: '1', g: 1e-3, h: x y, i: -7, j: .5, k: 0x10}", 0).unwrap().to_value();
         assert_eq!(value, json!({"a":1,"b":0.5,"c":"no","d":true,"e":null,"f":"1","g":1e-3,"h":"x y","i":-7,"j":0.5,"k":16}));
     }
 
     #[test]
     fn spans_are_bytes_even_after_wide_characters() {
         let text = "ä: 'ü'\nb: [1, zwei]\n";
-        let node = parse(text).unwrap();
+        let node = parse(text, 100).unwrap();
         let two = node.descend("b[1]");
-        assert_eq!(&text[two.span.start..two.span.end], "zwei");
+        assert_eq!(&text[two.span.start - 100..two.span.end - 100], "zwei");
         let list = node.descend("b");
-        assert_eq!(&text[list.span.start..list.span.end], "[1, zwei]");
+        assert_eq!(&text[list.span.start - 100..list.span.end - 100], "[1, zwei]");
     }
 
     #[test]
@@ -364,7 +271,7 @@ mod tests {
 
     #[test]
     fn an_empty_file_is_null() {
-        assert!(parse("").unwrap().is_null());
-        assert!(parse("# only a comment\n").unwrap().is_null());
+        assert!(parse("", 0).unwrap().is_null());
+        assert!(parse("# only a comment\n", 0).unwrap().is_null());
     }
 }
