@@ -53,6 +53,9 @@ pub enum Command {
     /// Write down what each stage gave, in a small file for version control; or compare with it
     #[command(after_help = crate::lock::EXAMPLES)]
     Lock(crate::lock::LockArgs),
+    /// Run cached stages again in a scratch place and compare what they give
+    #[command(after_help = crate::verify::EXAMPLES)]
+    Verify(crate::verify::VerifyArgs),
     /// Run, and run again on every change
     #[command(after_help = crate::watch::EXAMPLES)]
     Watch(crate::watch::Watch),

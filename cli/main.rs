@@ -22,6 +22,7 @@ mod render;
 mod run;
 mod runs;
 mod status;
+mod verify;
 mod watch;
 mod words;
 
@@ -47,6 +48,7 @@ fn main() -> ExitCode {
         Command::Watch(args) => watch::watch(&args),
         Command::Clean(args) => clean::clean(&args),
         Command::Lock(args) => lock::lock(&args),
+        Command::Verify(args) => verify::verify(&args),
         Command::Init(args) => init::init(&args),
         Command::Run(args) => run::run(&args),
         Command::Plan(args) => plan::plan(&args),

@@ -1,12 +1,13 @@
 //! `trestle run`.
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use trestle_engine::event::Event;
-use trestle_engine::executor::{Cancel, Executor, Local};
+use trestle_engine::executor::{Cancel, Executor, Local, Sandbox};
 use trestle_engine::plan::select_compiled;
 use trestle_engine::run::{Options, Summary, run as run_pipeline};
 use trestle_engine::runs::Recorder;
@@ -36,9 +37,13 @@ pub fn run(args: &Run) -> Result<ExitCode, Fail> {
     };
     let _held = session.cache.share()?;
     let mut locked = if args.locked { Some(Held::begin(&session, &wanted)?) } else { None };
-    let options = options(args, &session);
+    let options = Options {
+        verbose: args.verbose,
+        report_cached: args.format == Format::Json,
+        ..options(args.jobs, args.keep_going, session.compiled.pools.clone(), session.logs(), session.root())
+    };
     let mut recording = Recording::begin(&session, &options, render.as_mut());
-    let executor: Arc<dyn Executor> = Arc::new(local(args, &options, &session)?);
+    let executor: Arc<dyn Executor> = Arc::new(local(args.sandbox.into(), &options, session.cache.root())?);
     let cancel = Cancel::new().map_err(|e| Fail::message(format!("cannot make a pipe: {e}")))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -144,16 +149,17 @@ pub fn threads(asked: Option<u16>) -> usize {
     asked.map_or_else(|| std::thread::available_parallelism().map_or(1, std::num::NonZero::get), usize::from)
 }
 
-fn options(args: &Run, session: &Session) -> Options {
+/// How to run on this machine.
+pub fn options(jobs: Option<u16>, keep_going: bool, pools: BTreeMap<String, u32>, logs: PathBuf, root: &Path) -> Options {
     let env: BTreeMap<String, String> = PASSED.iter().filter_map(|name| Some(((*name).to_owned(), std::env::var(name).ok()?))).collect();
     Options {
-        cpus: threads(args.jobs),
+        cpus: threads(jobs),
         memory: memory(),
         gpus: gpus(),
-        pools: session.compiled.pools.clone(),
-        keep_going: args.keep_going,
-        verbose: args.verbose,
-        report_cached: args.format == Format::Json,
+        pools,
+        keep_going,
+        verbose: false,
+        report_cached: false,
         env,
         host: std::fs::read_to_string("/proc/sys/kernel/hostname").map_or_else(|_| "unknown".to_owned(), |name| name.trim().to_owned()),
         versions: BTreeMap::from([
@@ -161,8 +167,8 @@ fn options(args: &Run, session: &Session) -> Options {
             ("target".to_owned(), format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS)),
             ("instructions".to_owned(), trestle_stages::instruction_set().to_owned()),
         ]),
-        logs: session.logs(),
-        root: session.root().to_owned(),
+        logs,
+        root: root.to_owned(),
     }
 }
 
@@ -181,15 +187,16 @@ fn gpus() -> Vec<u32> {
     (0..64).filter(|number| std::path::Path::new(&format!("/dev/nvidia{number}")).exists()).collect()
 }
 
-fn local(args: &Run, options: &Options, session: &Session) -> Result<Local, Fail> {
+/// Processes on this machine, with the rooms of stages in a cache.
+pub fn local(sandbox: Sandbox, options: &Options, cache: &Path) -> Result<Local, Fail> {
     let program = std::env::current_exe().map_err(|e| Fail::message(format!("cannot find this program: {e}")))?;
-    let closed = vec![session.root().to_owned(), session.cache.root().to_owned()];
-    let rooms = session.cache.root().join("tmp");
-    Ok(Local::new(vec![program.into_os_string()], options.env.clone(), GRACE, args.sandbox.into(), closed, rooms))
+    let closed = vec![options.root.clone(), cache.to_owned()];
+    let rooms = cache.join("tmp");
+    Ok(Local::new(vec![program.into_os_string()], options.env.clone(), GRACE, sandbox, closed, rooms))
 }
 
 /// The first Ctrl-C (or SIGTERM) asks for the end; the second ends everything now.
-fn listen(cancel: Cancel) {
+pub fn listen(cancel: Cancel) {
     tokio::spawn(async move {
         if interruption().await.is_err() {
             return;

@@ -47,6 +47,6 @@ mod tests {
         }
         std::os::unix::fs::symlink("a", folder.join("link")).unwrap();
         assert_eq!(cache.size(&cache.store_file(folder.join("a")).unwrap()).unwrap(), 5);
-        assert_eq!(cache.size(&cache.ingest(&folder).unwrap()).unwrap(), 13);
+        assert_eq!(cache.size(&cache.ingest(&folder, crate::Durability::Later).unwrap()).unwrap(), 13);
     }
 }

@@ -1,33 +1,17 @@
 //! Damaged stores and killed runs.
 
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use super::changes::chain;
-use crate::support::{Project, files, trestle};
-
-/// The stored file with these bytes.
-fn stored(project: &Project, bytes: &[u8]) -> std::path::PathBuf {
-    project.blobs().into_iter().find(|path| std::fs::read(path).unwrap() == bytes).unwrap()
-}
-
-/// Other bytes of the same length, the time of change as it was.
-fn spoil(path: &Path) {
-    let mut bytes = std::fs::read(path).unwrap();
-    bytes[0] ^= 1;
-    let modified = std::fs::metadata(path).unwrap().modified().unwrap();
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o644)).unwrap();
-    std::fs::write(path, bytes).unwrap();
-    std::fs::File::options().write(true).open(path).unwrap().set_modified(modified).unwrap();
-}
+use crate::support::{Project, await_that, store, trestle};
 
 #[test]
 fn a_deleted_output_is_made_again() {
     let project = chain();
     project.run();
-    std::fs::remove_file(stored(&project, b"4\n")).unwrap();
+    std::fs::remove_file(store::blob(&project, b"4\n")).unwrap();
     let planned = project.say(&["plan"]);
     assert!(planned.contains("run    times: output `m`") && planned.contains("missing"), "{planned}");
     project.run().did(&["times"]);
@@ -41,7 +25,7 @@ fn a_damaged_output_is_noticed_and_never_served() {
     for bytes in [&b"4\n"[..], b"result: 4\n", b"2\n"] {
         std::thread::sleep(Duration::from_millis(80));
         project.say(&["plan"]);
-        spoil(&stored(&project, bytes));
+        store::spoil(&store::blob(&project, bytes));
         let done = project.call(&["out", "words", "t"]);
         assert!(bytes != b"result: 4\n" || done.code == Some(2), "a damaged output was handed out: {}", done.out);
         assert_eq!(project.run().executed.len(), 1);
@@ -53,23 +37,13 @@ fn a_damaged_output_is_noticed_and_never_served() {
 fn a_damaged_record_counts_as_none() {
     let project = chain();
     project.run();
-    let records = files(&project.path().join(".trestle/records"));
-    assert_eq!(records.len(), 3);
+    let records = store::records(project.path());
+    assert!(!records.is_empty());
     for record in &records {
         let bytes = std::fs::read(record).unwrap();
-        std::fs::set_permissions(record, std::fs::Permissions::from_mode(0o644)).unwrap();
-        std::fs::write(record, &bytes[..bytes.len() - 7]).unwrap();
+        store::overwrite(record, &vec![b'x'; bytes.len()]);
     }
     project.run().did(&["count", "times", "words"]);
-}
-
-/// Waits until a file is there.
-fn await_file(path: &Path) {
-    let start = Instant::now();
-    while !path.exists() {
-        assert!(start.elapsed() < Duration::from_secs(20), "{} did not appear", path.display());
-        std::thread::sleep(Duration::from_millis(10));
-    }
 }
 
 #[test]
@@ -94,7 +68,7 @@ fn a_run_that_was_killed_goes_on_where_it_was() {
         ),
     );
     let mut child = trestle(project.path()).arg("run").process_group(0).spawn().unwrap();
-    await_file(&marker);
+    await_that("the marker", || marker.exists());
     let killed = std::process::Command::new("kill").args(["-KILL", "--", &format!("-{}", child.id())]).status().unwrap();
     assert!(killed.success());
     child.wait().unwrap();
@@ -102,8 +76,7 @@ fn a_run_that_was_killed_goes_on_where_it_was() {
     run.did(&["second", "third"]);
     assert_eq!(run.count("cached"), 1);
     assert_eq!(project.output("third", "c"), "half and half");
-    let left = std::fs::read_dir(project.path().join(".trestle/tmp")).unwrap().count();
-    assert_eq!(left, 0, "unfinished things are left");
+    assert_eq!(store::unfinished(&store::folder(project.path())), Vec::<PathBuf>::new(), "unfinished things are left");
 }
 
 #[test]
@@ -112,10 +85,10 @@ fn an_interruption_keeps_what_is_finished() {
         "stages:\n  quick: { run: 'echo 1 > {out.a}', out: { a: a } }\n  slow: { run: 'touch /tmp/trestle-test-$MARK; sleep 30; cat {in.a} > {out.b}', in: { a: quick }, out: { b: b }, env: { MARK: '0' } }\n",
     );
     let mark = format!("{}-{}", std::process::id(), line!());
-    let marker = std::path::PathBuf::from(format!("/tmp/trestle-test-{mark}"));
+    let marker = PathBuf::from(format!("/tmp/trestle-test-{mark}"));
     project.edit("trestle.yaml", "MARK: '0'", &format!("MARK: '{mark}'"));
     let child = trestle(project.path()).arg("run").stdout(std::process::Stdio::piped()).spawn().unwrap();
-    await_file(&marker);
+    await_that("the marker", || marker.exists());
     std::fs::remove_file(&marker).unwrap();
     let start = Instant::now();
     std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();

@@ -1,6 +1,12 @@
 //! A scratch project and what a run of the real binary in it did.
 
+pub mod model;
+pub mod mount;
+pub mod store;
 pub mod terminal;
+mod witness;
+
+pub use witness::{Witness, await_that};
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -167,4 +173,9 @@ pub fn files(dir: &Path) -> Vec<PathBuf> {
     }
     found.sort();
     found
+}
+
+/// A number from the environment, by which the long tests are made longer.
+pub fn number(name: &str, default: u32) -> u32 {
+    std::env::var(name).map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name} is no number: {text}")))
 }
