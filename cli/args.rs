@@ -32,6 +32,36 @@ pub struct Cli {
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Write a first pipeline that runs
+    #[command(after_help = crate::init::EXAMPLES)]
+    Init(crate::init::Init),
+    /// Find the mistakes of a pipeline file; execute nothing
+    #[command(after_help = crate::check::EXAMPLES)]
+    Check(crate::check::Check),
+    /// List the stages: what each does and reads
+    #[command(after_help = crate::list::EXAMPLES)]
+    List(crate::list::List),
+    /// Say which stages are cached, since when and how large, and which are to run
+    #[command(after_help = crate::status::EXAMPLES)]
+    Status(crate::status::Status),
+    /// List past runs
+    #[command(after_help = crate::runs::EXAMPLES)]
+    Runs(crate::runs::Runs),
+    /// Compare two past runs: params, keys, metrics and times, and why a stage differs
+    #[command(after_help = crate::diff::EXAMPLES)]
+    Diff(crate::diff::Diff),
+    /// Write down what each stage gave, in a small file for version control; or compare with it
+    #[command(after_help = crate::lock::EXAMPLES)]
+    Lock(crate::lock::LockArgs),
+    /// Run cached stages again in a scratch place and compare what they give
+    #[command(after_help = crate::verify::EXAMPLES)]
+    Verify(crate::verify::VerifyArgs),
+    /// Run, and run again on every change
+    #[command(after_help = crate::watch::EXAMPLES)]
+    Watch(crate::watch::Watch),
+    /// Remove logs, copies and leftovers; with --cache, everything
+    #[command(after_help = crate::clean::EXAMPLES)]
+    Clean(crate::clean::Clean),
     /// Run what changed
     #[command(after_help = "Examples:
   trestle run                                        trestle.yaml in this folder
@@ -39,7 +69,8 @@ pub enum Command {
   trestle run --set optim.lr=0.1 --keep-going
   trestle run --format json | tail -n 1              the summary for a script")]
     Run(Run),
-    /// Show what would run and why; execute nothing
+    /// Show what would run, why, and about how long it takes; execute nothing
+    #[command(after_help = crate::plan::EXAMPLES)]
     Plan(Plan),
     /// Show why a stage would run: which ingredient changed, old and new
     Explain(Explain),
@@ -100,6 +131,17 @@ pub enum Format {
     Json,
 }
 
+/// How to print what a CI run can show beside the code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Report {
+    /// For people
+    Human,
+    /// One JSON value a line
+    Json,
+    /// Annotations of a GitHub Actions run
+    Github,
+}
+
 /// `run`.
 #[derive(Debug, Args)]
 pub struct Run {
@@ -114,6 +156,12 @@ pub struct Run {
     /// After a failure go on with what does not depend on it
     #[arg(short, long)]
     pub keep_going: bool,
+    /// Fail where a stage would not be what the lock says (see `trestle lock`)
+    #[arg(long)]
+    pub locked: bool,
+    /// Also print annotations: why stages run, and what failed
+    #[arg(long, conflicts_with = "format")]
+    pub ci: bool,
     /// Show every line that stages print
     #[arg(short, long)]
     pub verbose: bool,
@@ -154,9 +202,12 @@ pub struct Plan {
     pub words: Vec<String>,
     #[command(flatten)]
     pub source: Source,
+    /// Threads to reckon the time with [default: all of the machine]
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub jobs: Option<u16>,
     /// How to print
     #[arg(long, value_enum, default_value = "human")]
-    pub format: Format,
+    pub format: Report,
 }
 
 /// `cache`.

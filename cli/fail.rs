@@ -9,10 +9,15 @@ use trestle_engine::source::Files;
 /// The pipeline, the command line or the place is wrong.
 pub const WRONG: u8 = 2;
 
+/// A stage failed, or is not what it should be.
+pub const FAILED: u8 = 1;
+
 /// Why a command ends early.
 pub enum Fail {
     /// Mistakes in a pipeline, with the files that it was read from.
     Pipeline { files: Files, problems: Problems },
+    /// Results are not what the lock says.
+    Locked(String),
     /// Any other error.
     Other(Report),
 }
@@ -28,6 +33,12 @@ impl Fail {
         Self::Other(miette::miette!(help = help.into(), "{}", text.into()))
     }
 
+    /// Whether what an earlier run left of the pipeline is damaged: then the pipeline file itself still serves.
+    pub fn is_damaged_plan(&self) -> bool {
+        use trestle_engine::error::Error;
+        matches!(self, Self::Other(report) if matches!(report.downcast_ref::<Error>(), Some(Error::Compiled(_))))
+    }
+
     /// Prints it; the exit code says that something is wrong.
     pub fn print(self) -> ExitCode {
         match self {
@@ -40,6 +51,11 @@ impl Fail {
                     let name = files.first().map_or("", |source| &source.name);
                     eprintln!("{name}: {count} mistakes; nothing was run");
                 }
+            }
+            Self::Locked(complaint) => {
+                let help = "`trestle run` without `--locked`, then `trestle lock`, makes this the locked state";
+                eprintln!("{:?}", miette::miette!(help = help, "{complaint}"));
+                return ExitCode::from(FAILED);
             }
             Self::Other(report) => eprintln!("{report:?}"),
         }

@@ -29,10 +29,13 @@ use crate::words;
 
 /// Name of the folder that holds the cache and everything else of a project that is not its own.
 const FOLDER: &str = ".trestle";
+/// Name of the folder in it that holds the journals of runs.
+pub const RUNS: &str = "runs";
 
 /// A pipeline file and where its cache is.
 pub struct Place {
-    file: PathBuf,
+    /// The pipeline file, as named.
+    pub file: PathBuf,
     text: String,
     /// The folder of the file.
     folder: PathBuf,
@@ -171,6 +174,8 @@ pub struct Project {
     pub history: Arc<History>,
     /// Folder of the cache.
     pub folder: PathBuf,
+    /// The pipeline file, as named.
+    pub file: PathBuf,
 }
 
 impl Project {
@@ -180,7 +185,7 @@ impl Project {
         let cache = Arc::new(Cache::open(&place.cache)?);
         let history = Arc::new(place.history(Memo::load(&place.plans("memo")).as_ref()));
         let (pipeline, _) = place.unfold(&cache, &history, registry)?;
-        Ok((Self { pipeline, cache, history, folder: place.cache }, rest))
+        Ok((Self { pipeline, cache, history, folder: place.cache, file: place.file }, rest))
     }
 
     /// Folder for the logs of this pipeline's stages.
@@ -209,6 +214,13 @@ impl Project {
     pub fn wanted(&self, targets: &[String]) -> Result<Vec<bool>, Fail> {
         Ok(select(&self.pipeline, targets)?)
     }
+}
+
+/// Reads the pipeline that the command line names, without its cache; its file and the other words come back.
+pub fn read(free_words: &[String], source: &Source, registry: &Registry) -> Result<(Pipeline, PathBuf, Vec<String>), Fail> {
+    let (place, rest) = Place::find(free_words, source)?;
+    let (pipeline, _) = place.resolve(&Lists::new(), registry)?;
+    Ok((pipeline, place.file, rest))
 }
 
 /// A compiled pipeline, its cache, and what the last run found.
@@ -256,9 +268,26 @@ impl Session {
         logs(&self.place.cache, &self.compiled.name)
     }
 
+    /// The pipeline file, as named.
+    pub fn file(&self) -> &Path {
+        &self.place.file
+    }
+
     /// The root of the project.
     pub fn root(&self) -> &Path {
         &self.place.root
+    }
+
+    /// Throws away what earlier runs left of this pipeline: it turned out to be damaged.
+    pub fn forget(words: &[String], source: &Source) -> Result<(), Fail> {
+        let (place, _) = Place::find(words, source)?;
+        for path in ["compiled", "memo"].map(|extension| place.plans(extension)) {
+            match std::fs::remove_file(&path) {
+                Err(e) if e.kind() != ErrorKind::NotFound => return Err(Fail::message(format!("cannot remove {}: {e}", path.display()))),
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     /// Leaves for the next run what this one found.
@@ -277,7 +306,8 @@ impl Session {
             let kept = keep();
             if kept.is_err() {
                 // What is half-written is in nobody's way but the disk's.
-                let _ = ["compiled", "memo"].map(|extension| std::fs::remove_file(place.plans(&format!("{extension}.{}.tmp", std::process::id()))));
+                let _ = ["compiled", "memo"]
+                    .map(|extension| std::fs::remove_file(place.plans(&format!("{extension}.{}.tmp", std::process::id()))));
             }
             remark = kept
                 .err()
@@ -298,10 +328,15 @@ fn read_params(path: &Path) -> Result<(String, String), Fail> {
     Ok((path.display().to_string(), text))
 }
 
-/// The cache that is meant: the one named, else that of the project in which the command is called. It must be there.
-pub fn cache_folder(named: Option<&Path>) -> Result<PathBuf, Fail> {
+/// The cache that is meant: the one named, else that of the project in which the command is called. It need not be there.
+pub fn folder(named: Option<&Path>) -> Result<PathBuf, Fail> {
     let here = std::env::current_dir().map_err(|e| Fail::message(format!("cannot find the current folder: {e}")))?;
-    let folder = named.map_or_else(|| root(&here).join(FOLDER), Path::to_path_buf);
+    Ok(named.map_or_else(|| root(&here).join(FOLDER), Path::to_path_buf))
+}
+
+/// The same, which must be there.
+pub fn cache_folder(named: Option<&Path>) -> Result<PathBuf, Fail> {
+    let folder = folder(named)?;
     if folder.join("format").exists() {
         return Ok(folder);
     }

@@ -20,6 +20,7 @@ mod index;
 mod last;
 mod manifest;
 mod record;
+mod size;
 mod store;
 
 pub use cache::{Bounds, Cache, Claim, Collected, FileStat, Health, How, RunLock, Verified};

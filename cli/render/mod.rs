@@ -1,5 +1,8 @@
 //! Events to text: a live picture for a terminal, plain lines for a pipe, JSON lines for programs.
 
+pub mod ci;
+pub mod colour;
+pub mod grid;
 mod live;
 mod plain;
 pub mod words;

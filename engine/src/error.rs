@@ -44,6 +44,25 @@ pub enum Error {
         #[help]
         help: String,
     },
+    /// A word that names no past run, or several.
+    #[error("no one run is called `{run}`")]
+    #[diagnostic(code(engine::unknown_run))]
+    UnknownRun {
+        /// As given.
+        run: String,
+        /// The way out.
+        #[help]
+        help: String,
+    },
+    /// A journal of runs whose lines do not add up.
+    #[error("{} has lost lines: what the stages of run {run} were cannot be told", path.display())]
+    #[diagnostic(code(engine::broken_journal), help("the next run begins a new account; `trestle clean --runs` removes the old one"))]
+    BrokenJournal {
+        /// The journal.
+        path: PathBuf,
+        /// The run.
+        run: String,
+    },
     /// A job file that does not hold a job.
     #[error("{} is not a job file", path.display())]
     #[diagnostic(code(engine::job), help("job files are written by `trestle run`; they are not for people"))]

@@ -1,6 +1,6 @@
 //! What happens during a run, in the order in which the dispatcher saw it. The edge renders it; nothing else does.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::plan::Reason;
@@ -62,6 +62,9 @@ pub enum Event {
         seconds: f64,
         /// Metrics that it reported.
         metrics: Value,
+        /// Highest resident memory of its process, in KiB, where the system tells.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        peak_rss_kib: Option<u64>,
     },
     /// A stage failed; nothing of it is stored.
     Failed {
@@ -114,7 +117,7 @@ pub struct Failure {
 }
 
 /// The counts of a run.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
     /// Stages that ran and whose outputs are stored.
     pub executed: usize,

@@ -228,6 +228,11 @@ impl Planner {
         self.durations[id]
     }
 
+    /// The key of a stage: that of this run once it is known, else that of the last one.
+    pub fn key(&self, id: StageId) -> Option<ActionKey> {
+        self.keys[id]
+    }
+
     /// The key of a stage when it was last run or found.
     pub fn last_key(&self, id: StageId, name: &str) -> Option<ActionKey> {
         self.memo.key(id).or_else(|| self.history.key(name))
@@ -251,8 +256,9 @@ impl Planner {
         // What this run had no need of is as the last one left it; but a key from before holds only for what was read before, and while its
         // record is there.
         let outputs: Vec<Option<Content>> = self.outputs.iter().zip(&self.memo.outputs).map(|(now, before)| now.or(*before)).collect();
-        memo.current =
-            (0..self.keys.len()).map(|id| self.current[id] || (self.records_same && self.memo.current[id] && self.reads_the_same(id, &outputs))).collect();
+        memo.current = (0..self.keys.len())
+            .map(|id| self.current[id] || (self.records_same && self.memo.current[id] && self.reads_the_same(id, &outputs)))
+            .collect();
         (memo.keys, memo.durations) = (self.keys, self.durations);
         let mut blobs_of: Vec<Vec<BlobId>> = Vec::with_capacity(self.outputs.len());
         for (slot, content) in outputs.into_iter().enumerate() {
@@ -433,7 +439,8 @@ pub fn select(pipeline: &Pipeline, targets: &[String]) -> Result<Vec<bool>, Erro
     Ok(wanted)
 }
 
-fn fits(target: &str, stage: &Stage) -> bool {
+/// Whether a target means this stage.
+pub fn fits(target: &str, stage: &Stage) -> bool {
     names(target, &stage.name)
 }
 

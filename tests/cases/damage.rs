@@ -49,7 +49,6 @@ fn a_damaged_record_counts_as_none() {
 
 /// Whatever byte of it is wrong.
 #[test]
-#[ignore = "bug: a damage that is found late ends the run (`the compiled pipeline beside the cache cannot be used`)"]
 fn a_damaged_plan_is_made_again() {
     let project = chain();
     project.run();

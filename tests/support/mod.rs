@@ -4,6 +4,7 @@ pub mod model;
 pub mod mount;
 pub mod processes;
 pub mod store;
+pub mod terminal;
 mod witness;
 
 pub use witness::{Witness, await_that};

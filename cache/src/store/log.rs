@@ -10,7 +10,8 @@
 //!
 //! # What may happen to it
 //! - A process is killed while it appends: the torn frame at the end is cut off by the next append.
-//! - Bytes rot: a frame that makes no sense is passed over up to the next mark, so damage costs the records that it hit.
+//! - Bytes rot: a frame that makes no sense is passed over up to the next mark, so damage costs the records that it hit. The next append writes the
+//!   file anew without it, since what lies behind a wrong length may make sense once the file has grown.
 //! - Several processes append: each locks the file meanwhile, and reads first what the others wrote.
 //! - It is replaced as a whole ([`RecordLog::rewrite`]): whoever has the old one open notices by its inode.
 //!
@@ -49,6 +50,8 @@ struct State {
     places: HashMap<ActionKey, Place>,
     /// Up to where the file was read: the end of a frame.
     seen: u64,
+    /// Something was passed over.
+    damaged: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -125,7 +128,11 @@ impl RecordLog {
     /// Replaces the file by one with the records that `keep` wants, and says how many bytes it is smaller.
     pub fn rewrite(&self, temporary: &Path, keep: impl Fn(&ActionKey) -> bool) -> Result<u64> {
         let mut state = self.lock();
-        let _turn = self.open_to_append(&mut state)?;
+        let turn = self.open_to_append(&mut state)?;
+        self.rewrite_open(&mut state, turn, temporary, keep)
+    }
+
+    fn rewrite_open(&self, state: &mut State, _turn: Turn, temporary: &Path, keep: impl Fn(&ActionKey) -> bool) -> Result<u64> {
         let before = state.seen;
         let mut places: Vec<_> = state.places.iter().filter(|(key, _)| keep(key)).map(|(key, place)| (*key, *place)).collect();
         places.sort_unstable_by_key(|(_, place)| place.at);
@@ -146,7 +153,7 @@ impl RecordLog {
         };
         write().map_err(Error::io("rewrite", &self.path))?;
         *state = State::default();
-        self.catch_up(&mut state)?;
+        self.catch_up(state)?;
         Ok(before.saturating_sub(state.seen))
     }
 
@@ -179,6 +186,11 @@ impl RecordLog {
             let end = turn.0.metadata().map_err(failed())?.len();
             if end > state.seen {
                 turn.0.set_len(state.seen).map_err(Error::io("mend", &self.path))?;
+            }
+            if state.damaged {
+                let temporary = self.path.with_extension(format!("{}.tmp", std::process::id()));
+                self.rewrite_open(state, turn, &temporary, |_| true)?;
+                continue;
             }
             return Ok(turn);
         }
@@ -271,7 +283,10 @@ fn scan(mut file: File, end: u64, state: &mut State) -> io::Result<()> {
         // Damage, or a torn end: go on from the next mark, if there is one.
         reader.seek(SeekFrom::Start(at + 1))?;
         match find_mark(&mut reader)? {
-            Some(skipped) => at += 1 + skipped,
+            Some(skipped) => {
+                at += 1 + skipped;
+                state.damaged = true;
+            }
             None => break,
         }
         reader.seek(SeekFrom::Start(at))?;
@@ -372,6 +387,24 @@ mod tests {
             fs::write(&path, &edited).unwrap();
             assert!(present(&path, 4).len() >= 3, "flipped at {at}");
         }
+    }
+
+    #[test]
+    fn what_lies_behind_a_wrong_length_stays_as_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("records");
+        filled(&path, 3);
+        // Bytes vanish from the payload of the second: its length now reaches into the third.
+        let mut bytes = fs::read(&path).unwrap();
+        let second = TAG.len() + 2 * HEAD + "payload 0".len();
+        bytes.drain(second..second + 4);
+        fs::write(&path, &bytes).unwrap();
+        let before = present(&path, 3);
+        for number in 5..40 {
+            RecordLog::new(path.clone()).put(&key(number), format!("payload {number}").as_bytes()).unwrap();
+            assert_eq!(present(&path, 3), before, "after {number}");
+        }
+        assert_eq!(present(&path, 40).len(), before.len() + 35);
     }
 
     #[test]

@@ -48,6 +48,8 @@ pub struct Compiled {
     pub stamp: Digest,
     /// What it was made from besides the pipeline file.
     pub dependencies: Vec<Dependency>,
+    /// Params after overrides.
+    pub params: serde_json::Map<String, serde_json::Value>,
     /// Units of every named pool.
     pub pools: BTreeMap<String, u32>,
     /// Absolute paths of the files and folders of the project that stages read, without repeats.
@@ -72,6 +74,7 @@ impl Compiled {
             name: pipeline.name.clone(),
             stamp,
             dependencies,
+            params: pipeline.params.clone(),
             pools: pipeline.pools.clone(),
             sources: Vec::new(),
             edges: Vec::new(),

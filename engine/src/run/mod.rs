@@ -429,7 +429,13 @@ impl Dispatcher<'_> {
         self.board.transition(open, Status::Done { cached: false });
         let metrics: Value = record.metrics.iter().map(|(name, value)| (name.clone(), Value::from(*value))).collect();
         let stage = self.name(open);
-        (self.events)(Event::Done { stage, key: record.key.to_string(), seconds: took.as_secs_f64(), metrics });
+        (self.events)(Event::Done {
+            stage,
+            key: record.key.to_string(),
+            seconds: took.as_secs_f64(),
+            metrics,
+            peak_rss_kib: record.provenance.peak_rss_kib,
+        });
         self.release(open).into_iter().try_for_each(|reader| self.decide(reader))
     }
 
