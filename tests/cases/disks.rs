@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use super::changes::{CHAIN, chain};
 use crate::support::mount::Tmpfs;
-use crate::support::{Done, Project, await_that, store, text, trestle};
+use crate::support::{Done, Project, store, text, trestle};
 
 /// Trestle in a folder, its cache in another.
 fn call(dir: &Path, cache: &Path, args: &[&str]) -> Done {
