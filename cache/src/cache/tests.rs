@@ -233,7 +233,7 @@ fn every_object_of_a_tree_is_checked() {
 #[test]
 fn a_stage_that_writes_to_a_linked_input_is_found_out() {
     let project = Project::new();
-    let content = project.cache.ingest(project.write("out", &"right".repeat(20_000)), Durability::Later).unwrap();
+    let content = project.cache.ingest(project.write("out", "right".repeat(20_000)), Durability::Later).unwrap();
     let dest = project.path("work/in");
     project.cache.materialize(&content, &dest, How::Link).unwrap();
     // As root, or after a chmod, mode 0444 does not protect it.
@@ -460,7 +460,7 @@ fn another_format_is_refused() {
 fn record_of(project: &Project, name: &str, made: u64) -> ActionRecord {
     let mut manifest = Manifest::new();
     manifest.push(Section::Stage, "kind", name);
-    let content = project.cache.ingest(project.write("out", &name.repeat(1000)), Durability::Later).unwrap();
+    let content = project.cache.ingest(project.write("out", name.repeat(1000)), Durability::Later).unwrap();
     let provenance = Provenance { stage: name.to_owned(), started_unix_ms: made, ..Provenance::default() };
     let record = ActionRecord::new(manifest, [("out".to_owned(), content)].into(), BTreeMap::new(), provenance);
     project.cache.put_record(&record).unwrap();

@@ -223,7 +223,8 @@ impl Dispatcher<'_> {
         loop {
             self.stopping |= self.cancel.is_asked();
             self.start_what_fits()?;
-            let waits = !self.stopping && !(self.elsewhere.is_empty() && self.pauses.is_empty());
+            let has_timers = !self.elsewhere.is_empty() || !self.pauses.is_empty();
+            let waits = has_timers && !self.stopping;
             if self.running == 0 && !waits {
                 break;
             }
