@@ -32,6 +32,36 @@ pub struct Cli {
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Write a first pipeline that runs
+    #[command(after_help = crate::init::EXAMPLES)]
+    Init(crate::init::Init),
+    /// Find the mistakes of a pipeline file; execute nothing
+    #[command(after_help = crate::check::EXAMPLES)]
+    Check(crate::check::Check),
+    /// List the stages: what each does and reads
+    #[command(after_help = crate::list::EXAMPLES)]
+    List(crate::list::List),
+    /// Say which stages are cached, since when and how large, and which are to run
+    #[command(after_help = crate::status::EXAMPLES)]
+    Status(crate::status::Status),
+    /// List past runs
+    #[command(after_help = crate::runs::EXAMPLES)]
+    Runs(crate::runs::Runs),
+    /// Compare two past runs: params, keys, metrics and times, and why a stage differs
+    #[command(after_help = crate::diff::EXAMPLES)]
+    Diff(crate::diff::Diff),
+    /// Write down what each stage gave, in a small file for version control; or compare with it
+    #[command(after_help = crate::lock::EXAMPLES)]
+    Lock(crate::lock::LockArgs),
+    /// Run cached stages again in a scratch place and compare what they give
+    #[command(after_help = crate::verify::EXAMPLES)]
+    Verify(crate::verify::VerifyArgs),
+    /// Run, and run again on every change
+    #[command(after_help = crate::watch::EXAMPLES)]
+    Watch(crate::watch::Watch),
+    /// Remove logs, copies and leftovers; with --cache, everything
+    #[command(after_help = crate::clean::EXAMPLES)]
+    Clean(crate::clean::Clean),
     /// Run what changed
     #[command(after_help = "Examples:
   trestle run                                        trestle.yaml in this folder
@@ -39,7 +69,8 @@ pub enum Command {
   trestle run --set optim.lr=0.1 --keep-going
   trestle run --format json | tail -n 1              the summary for a script")]
     Run(Run),
-    /// Show what would run and why; execute nothing
+    /// Show what would run, why, and about how long it takes; execute nothing
+    #[command(after_help = crate::plan::EXAMPLES)]
     Plan(Plan),
     /// Show why a stage would run: which ingredient changed, old and new
     Explain(Explain),
@@ -53,6 +84,9 @@ pub enum Command {
     Out(Out),
     /// Print what a stage printed when it last ran
     Log(Log),
+    /// Look after the cache: make room, find damage
+    #[command(subcommand)]
+    Cache(CacheCommand),
     /// Print the JSON Schema of pipeline files, for editors
     Schema,
     /// Print completions for a shell
@@ -69,7 +103,7 @@ pub enum Command {
 }
 
 /// Where the pipeline is and with which values.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub struct Source {
     /// Pipeline file [default: trestle.yaml]; it may also stand first among the words
     #[arg(short, long, value_name = "FILE")]
@@ -77,6 +111,12 @@ pub struct Source {
     /// Give a declared param another value; repeatable, dotted paths reach inside
     #[arg(long = "set", value_name = "NAME=VALUE")]
     pub set: Vec<String>,
+    /// Lay a file of params (a map) over the declared ones; repeatable
+    #[arg(long = "params", value_name = "FILE")]
+    pub params: Vec<PathBuf>,
+    /// Use the params of one of the pipeline's profiles
+    #[arg(long, value_name = "NAME")]
+    pub profile: Option<String>,
     /// Folder of the cache [default: .trestle at the root of the project]
     #[arg(long, value_name = "DIR", env = "TRESTLE_CACHE")]
     pub cache: Option<PathBuf>,
@@ -89,6 +129,17 @@ pub enum Format {
     Human,
     /// One JSON value a line
     Json,
+}
+
+/// How to print what a CI run can show beside the code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Report {
+    /// For people
+    Human,
+    /// One JSON value a line
+    Json,
+    /// Annotations of a GitHub Actions run
+    Github,
 }
 
 /// `run`.
@@ -105,9 +156,42 @@ pub struct Run {
     /// After a failure go on with what does not depend on it
     #[arg(short, long)]
     pub keep_going: bool,
+    /// Fail where a stage would not be what the lock says (see `trestle lock`)
+    #[arg(long)]
+    pub locked: bool,
+    /// Also print annotations: why stages run, and what failed
+    #[arg(long, conflicts_with = "format")]
+    pub ci: bool,
+    /// Show every line that stages print
+    #[arg(short, long)]
+    pub verbose: bool,
+    /// What keeps commands from files that they did not declare
+    #[arg(long, value_enum, default_value = "auto", env = "TRESTLE_SANDBOX")]
+    pub sandbox: SandboxMode,
     /// How to print
     #[arg(long, value_enum, default_value = "human")]
     pub format: Format,
+}
+
+/// See [`trestle_engine::executor::Sandbox`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum SandboxMode {
+    /// Landlock, or commands do not run
+    Strict,
+    /// Landlock where the kernel has it, else a folder of its own alone
+    Auto,
+    /// A folder of its own alone
+    Off,
+}
+
+impl From<SandboxMode> for trestle_engine::executor::Sandbox {
+    fn from(mode: SandboxMode) -> Self {
+        match mode {
+            SandboxMode::Strict => Self::Strict,
+            SandboxMode::Auto => Self::Auto,
+            SandboxMode::Off => Self::Off,
+        }
+    }
 }
 
 /// `plan`.
@@ -118,6 +202,60 @@ pub struct Plan {
     pub words: Vec<String>,
     #[command(flatten)]
     pub source: Source,
+    /// Threads to reckon the time with [default: all of the machine]
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub jobs: Option<u16>,
+    /// How to print
+    #[arg(long, value_enum, default_value = "human")]
+    pub format: Report,
+}
+
+/// `cache`.
+#[derive(Debug, Subcommand)]
+pub enum CacheCommand {
+    /// Make room: remove what no pipeline used in its last run, the oldest first
+    #[command(after_help = "Examples:
+  trestle cache gc --dry-run                       what no record names any more
+  trestle cache gc --max-age 30d --max-size 20GiB
+
+What some pipeline of this cache had in its last run always stays.")]
+    Gc(Gc),
+    /// Read everything again and say what is damaged
+    #[command(after_help = "Examples:
+  trestle cache verify              exit code 1 if something is damaged
+  trestle cache verify --repair     and remove it, so that the stages that made it run again")]
+    Verify(Verify),
+}
+
+/// `cache gc`.
+#[derive(Debug, Args)]
+pub struct Gc {
+    /// Remove until at most this much is left, such as 20GiB
+    #[arg(long, value_name = "SIZE")]
+    pub max_size: Option<String>,
+    /// Remove what was made longer ago than this, such as 30d
+    #[arg(long, value_name = "AGE")]
+    pub max_age: Option<String>,
+    /// Only say what would go
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Folder of the cache [default: .trestle of the project in which this is called]
+    #[arg(long, value_name = "DIR", env = "TRESTLE_CACHE")]
+    pub cache: Option<PathBuf>,
+    /// How to print
+    #[arg(long, value_enum, default_value = "human")]
+    pub format: Format,
+}
+
+/// `cache verify`.
+#[derive(Debug, Args)]
+pub struct Verify {
+    /// Remove what is damaged
+    #[arg(long)]
+    pub repair: bool,
+    /// Folder of the cache [default: .trestle of the project in which this is called]
+    #[arg(long, value_name = "DIR", env = "TRESTLE_CACHE")]
+    pub cache: Option<PathBuf>,
     /// How to print
     #[arg(long, value_enum, default_value = "human")]
     pub format: Format,

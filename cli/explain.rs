@@ -26,7 +26,7 @@ pub fn explain(args: &Explain) -> Result<ExitCode, Fail> {
             project.pipeline.stages[stage].upstream().into_iter().for_each(|up| wanted[up] = true);
         }
     }
-    let fates = plan(&project.pipeline, &wanted, &project.cache, &project.last)?;
+    let fates = plan(&project.pipeline, &wanted, &project.cache, &project.history)?;
     project.cache.flush()?;
     let text = match args.format {
         Format::Human => human(&project, id, &fates),

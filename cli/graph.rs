@@ -15,7 +15,7 @@ use crate::project::Project;
 pub fn graph(args: &Graph) -> Result<ExitCode, Fail> {
     let (project, targets) = Project::open(&args.words, &args.source, &trestle_stages::registry())?;
     let wanted = project.wanted(&targets)?;
-    let fates = plan(&project.pipeline, &wanted, &project.cache, &project.last)?;
+    let fates = plan(&project.pipeline, &wanted, &project.cache, &project.history)?;
     project.cache.flush()?;
     let (nodes, edges) = if args.collapse { collapsed(&project.pipeline, &fates) } else { expanded(&project.pipeline, &fates) };
     let view = GraphView::new(nodes, edges).map_err(|e| Fail::message(format!("this graph cannot be drawn: {e}")))?;

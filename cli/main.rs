@@ -2,16 +2,29 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "this is the one place that prints")]
 
 mod args;
+mod cache;
+mod check;
+mod clean;
+mod diff;
 mod explain;
 mod fail;
+mod github;
 mod graph;
+mod init;
 mod job;
+mod list;
+mod lists;
+mod lock;
 mod log;
 mod out;
 mod plan;
 mod project;
 mod render;
 mod run;
+mod runs;
+mod status;
+mod verify;
+mod watch;
 mod words;
 
 use std::io::Write;
@@ -28,12 +41,23 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
-        Command::Run(args) => run::run(&args),
-        Command::Plan(args) => plan::plan(&args),
+        Command::Check(args) => check::check(&args),
+        Command::List(args) => list::list(&args),
+        Command::Status(args) => status::status(&args),
+        Command::Runs(args) => runs::runs(&args),
+        Command::Diff(args) => diff::diff(&args),
+        Command::Watch(args) => watch::watch(&args),
+        Command::Clean(args) => clean::clean(&args),
+        Command::Lock(args) => lock::lock(&args),
+        Command::Verify(args) => verify::verify(&args),
+        Command::Init(args) => init::init(&args),
+        Command::Run(args) => afresh(&args.words, &args.source, || run::run(&args)),
+        Command::Plan(args) => afresh(&args.words, &args.source, || plan::plan(&args)),
         Command::Explain(args) => explain::explain(&args),
         Command::Graph(args) => graph::graph(&args),
         Command::Out(args) => out::out(&args),
         Command::Log(args) => log::log(&args),
+        Command::Cache(command) => cache::cache(&command),
         Command::Schema => schema(),
         Command::Completions { shell } => completions(shell),
         Command::Job { file } => job::job(&file),
@@ -41,6 +65,17 @@ fn main() -> ExitCode {
     match result {
         Ok(code) => code,
         Err(fail) => fail.print(),
+    }
+}
+
+/// Calls a command, and if what an earlier run left of the pipeline turns out to be damaged, once more without it.
+fn afresh(words: &[String], source: &args::Source, call: impl Fn() -> Result<ExitCode, Fail>) -> Result<ExitCode, Fail> {
+    match call() {
+        Err(fail) if fail.is_damaged_plan() => {
+            project::Session::forget(words, source)?;
+            call()
+        }
+        other => other,
     }
 }
 

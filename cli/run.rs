@@ -1,19 +1,21 @@
 //! `trestle run`.
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
-use trestle_cache::RunLock;
 use trestle_engine::event::Event;
-use trestle_engine::executor::{Executor, Local};
+use trestle_engine::executor::{Cancel, Executor, Local, Sandbox, end_below};
 use trestle_engine::run::{Options, Summary, run as run_pipeline};
+use trestle_engine::runs::Recorder;
 
 use crate::args::{Format, Run};
 use crate::fail::Fail;
-use crate::project::Project;
+use crate::lists::{self, Rounds};
+use crate::lock::Held;
+use crate::project::{RUNS, Session};
 use crate::render::{self, Render};
 
 /// How long a stage has to end after an interruption.
@@ -25,49 +27,145 @@ const PASSED: [&str; 5] = ["PATH", "HOME", "USER", "LANG", "LC_ALL"];
 
 /// Runs the pipeline.
 pub fn run(args: &Run) -> Result<ExitCode, Fail> {
-    let (mut project, targets) = Project::open(&args.words, &args.source, &trestle_stages::registry())?;
-    let wanted = project.wanted(&targets)?;
     let mut render: Box<dyn Render> = match args.format {
+        Format::Human if args.ci => Box::new(render::ci::Ci::default()),
         Format::Human => render::human(),
         Format::Json => Box::new(render::Json),
     };
-    let held = lock(&project, render.as_mut())?;
-    project.cache.sweep_tmp(&held)?;
-    let options = options(args, &project);
-    let executor: Arc<dyn Executor> = Arc::new(local(&options)?);
+    let cancel = Cancel::new().map_err(|e| Fail::message(format!("cannot make a pipe: {e}")))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|e| Fail::message(format!("cannot start the runtime: {e}")))?;
-    let (pipeline, cache) = (Arc::clone(&project.pipeline), Arc::clone(&project.cache));
-    let result = runtime.block_on(async {
-        let cancel = interruptions();
-        let mut events = |event: Event| render.event(&event);
-        run_pipeline(&pipeline, &wanted, &cache, &mut project.last, &executor, &options, cancel, &mut events).await
-    });
-    let summary = result?;
-    settle(&project, &summary, render.as_mut())?;
-    if args.format == Format::Human && is_good(&summary) {
-        render::tables(&project, &wanted)?;
+    {
+        let _inside = runtime.enter();
+        listen(cancel.clone());
     }
-    Ok(exit_code(&summary))
+    let mut rounds = Rounds::default();
+    let mut recording = None;
+    // Lists that stages are expanded over are made in rounds of their own; the last round is for everything.
+    loop {
+        if let Some(summary) = round(args, &runtime, &cancel, &mut rounds, &mut recording, render.as_mut())? {
+            return Ok(exit_code(&summary));
+        }
+    }
 }
 
-/// Makes what was stored known by its stat, so that the next run need not read it again.
-fn settle(project: &Project, summary: &Summary, render: &mut dyn Render) -> Result<(), Fail> {
+/// One round; its counts if it was the last.
+fn round(
+    args: &Run,
+    runtime: &tokio::runtime::Runtime,
+    cancel: &Cancel,
+    rounds: &mut Rounds,
+    recording: &mut Option<Recording>,
+    render: &mut dyn Render,
+) -> Result<Option<Summary>, Fail> {
+    let (mut session, targets) = Session::open(&args.words, &args.source)?;
+    let asked = lists::wanted(&session, &targets)?;
+    let is_last = asked.later.is_empty();
+    let asked = if is_last { asked } else { rounds.begin(asked, &session.compiled)? };
+    let wanted = |id: usize| asked.has(id);
+    let _held = session.cache.share()?;
+    session.cache.sweep_tmp(&mut |folder| end_below(folder))?;
+    let mut locked = if args.locked { Some(Held::begin(&session, &wanted)?) } else { None };
+    let options = Options {
+        verbose: args.verbose,
+        report_cached: args.format == Format::Json,
+        ..options(args.jobs, args.keep_going, session.compiled.pools.clone(), session.logs(), session.root())
+    };
+    let recorded = recording.get_or_insert_with(|| Recording::begin(&session, &options, render));
+    let executor: Arc<dyn Executor> = Arc::new(local(args.sandbox.into(), &options, session.cache.root())?);
+    let (compiled, cache) = (Arc::clone(&session.compiled), Arc::clone(&session.cache));
+    let mut events = |event: Event| {
+        if locked.as_mut().is_some_and(|locked| !locked.allows(&event, &cache)) {
+            cancel.end();
+        }
+        if let Some(event) = rounds.event(event, is_last) {
+            recorded.event(&event, render);
+            render.event(&event);
+        }
+    };
+    let summary =
+        runtime.block_on(run_pipeline(&compiled, &mut session.planner, &wanted, &cache, &executor, &options, cancel, &mut events))?;
+    if let Some(locked) = locked {
+        locked.end()?;
+    }
+    if !is_last && lists::is_good(&summary) {
+        // What the last run left of the other stages is not thrown away for what this round knows.
+        session.cache.flush()?;
+        rounds.end(&summary);
+        return Ok(None);
+    }
+    if args.format == Format::Human && lists::is_good(&summary) {
+        render::tables(&session, &wanted)?;
+    }
+    let summary = rounds.total(summary);
+    if let Some(recording) = recording.take() {
+        recording.end(&session, &wanted, summary, render);
+    }
+    finish(session, &summary, render)?;
+    Ok(Some(summary))
+}
+
+/// The account of this run, as long as it can be written: a run does not fail for want of it.
+struct Recording(Option<Recorder>);
+
+impl Recording {
+    fn begin(session: &Session, options: &Options, render: &mut dyn Render) -> Self {
+        let compiled = &session.compiled;
+        let command = std::env::args().skip(1).collect();
+        let folder = session.cache.root().join(RUNS);
+        match Recorder::begin(&folder, &compiled.name, &compiled.params, command, &options.host, env!("CARGO_PKG_VERSION")) {
+            Ok(recorder) => Self(Some(recorder)),
+            Err(error) => Self::without(&error, render),
+        }
+    }
+
+    fn event(&mut self, event: &Event, render: &mut dyn Render) {
+        // The end needs what no event tells.
+        if let Some(recorder) = self.0.as_mut().filter(|_| !matches!(event, Event::Summary(_)))
+            && let Err(error) = recorder.event(event)
+        {
+            *self = Self::without(&error, render);
+        }
+    }
+
+    fn end(self, session: &Session, wanted: &dyn Fn(usize) -> bool, summary: Summary, render: &mut dyn Render) {
+        let Some(mut recorder) = self.0 else { return };
+        let mut end = || {
+            let names = session.compiled.names()?;
+            let planner = &session.planner;
+            let known = names.iter().enumerate().filter(|(id, _)| wanted(*id));
+            recorder.others(known.filter_map(|(id, name)| Some((name.as_str(), planner.key(id)?))))?;
+            recorder.event(&Event::Summary(summary))
+        };
+        if let Err(error) = end() {
+            Self::without(&error, render);
+        }
+    }
+
+    fn without(error: &trestle_engine::error::Error, render: &mut dyn Render) -> Self {
+        let cause = std::error::Error::source(error).map(|cause| format!(": {cause}")).unwrap_or_default();
+        render.note(&format!("warning: `trestle runs` will not have this run: {error}{cause}"));
+        Self(None)
+    }
+}
+
+/// Makes what was stored durable, and known by its stat, so that the next run need not read it again.
+fn finish(session: Session, summary: &Summary, render: &mut dyn Render) -> Result<(), Fail> {
     if summary.executed > 0 {
-        for blob in project.cache.settle(SETTLE_BYTES)? {
+        session.cache.sync()?;
+        for blob in session.cache.settle(SETTLE_BYTES)? {
             render.note(&format!(
                 "warning: blob:{} was changed in the store by a stage that reads it; the stage that makes it will run again",
                 blob.short()
             ));
         }
     }
-    Ok(project.cache.flush()?)
-}
-
-fn is_good(summary: &Summary) -> bool {
-    summary.failed + summary.skipped + summary.cancelled == 0
+    if let Some(remark) = session.keep()? {
+        render.note(&format!("warning: {remark}"));
+    }
+    Ok(())
 }
 
 fn exit_code(summary: &Summary) -> ExitCode {
@@ -78,21 +176,22 @@ fn exit_code(summary: &Summary) -> ExitCode {
     }
 }
 
-/// One run at a time uses a cache; the system frees the lock of a run that died.
-fn lock(project: &Project, render: &mut dyn Render) -> Result<RunLock, Fail> {
-    if let Some(lock) = project.cache.try_lock()? {
-        return Ok(lock);
-    }
-    render.note("waiting for another run in this project to end");
-    Ok(project.cache.lock()?)
+/// Threads to use: as many as were asked for, else all of the machine.
+pub fn threads(asked: Option<u16>) -> usize {
+    asked.map_or_else(|| std::thread::available_parallelism().map_or(1, std::num::NonZero::get), usize::from)
 }
 
-fn options(args: &Run, project: &Project) -> Options {
-    let machine = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+/// How to run on this machine.
+pub fn options(jobs: Option<u16>, keep_going: bool, pools: BTreeMap<String, u32>, logs: PathBuf, root: &Path) -> Options {
     let env: BTreeMap<String, String> = PASSED.iter().filter_map(|name| Some(((*name).to_owned(), std::env::var(name).ok()?))).collect();
     Options {
-        cpus: args.jobs.map_or(machine, usize::from),
-        keep_going: args.keep_going,
+        cpus: threads(jobs),
+        memory: memory(),
+        gpus: gpus(),
+        pools,
+        keep_going,
+        verbose: false,
+        report_cached: false,
         env,
         host: std::fs::read_to_string("/proc/sys/kernel/hostname").map_or_else(|_| "unknown".to_owned(), |name| name.trim().to_owned()),
         versions: BTreeMap::from([
@@ -100,29 +199,49 @@ fn options(args: &Run, project: &Project) -> Options {
             ("target".to_owned(), format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS)),
             ("instructions".to_owned(), trestle_stages::instruction_set().to_owned()),
         ]),
-        logs: project.logs(),
+        logs,
+        root: root.to_owned(),
     }
 }
 
-fn local(options: &Options) -> Result<Local, Fail> {
-    let program = std::env::current_exe().map_err(|e| Fail::message(format!("cannot find this program: {e}")))?;
-    Ok(Local { program: vec![program.into_os_string()], env: options.env.clone(), grace: GRACE })
+/// Memory of this machine in bytes; without bound where it does not say.
+fn memory() -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:")).unwrap_or_default();
+    line.trim().trim_end_matches(" kB").parse::<u64>().map_or(u64::MAX, |kib| kib << 10)
 }
 
-/// Turns true at the first Ctrl-C (or SIGTERM); the second ends the program at once.
-fn interruptions() -> watch::Receiver<bool> {
-    let (sender, receiver) = watch::channel(false);
+/// The GPUs that this process may use: those that `CUDA_VISIBLE_DEVICES` names, else all whose device file is there.
+fn gpus() -> Vec<u32> {
+    if let Ok(visible) = std::env::var("CUDA_VISIBLE_DEVICES") {
+        return visible.split(',').filter_map(|number| number.trim().parse().ok()).collect();
+    }
+    (0..64).filter(|number| std::path::Path::new(&format!("/dev/nvidia{number}")).exists()).collect()
+}
+
+/// Processes on this machine, with the rooms of stages in a cache.
+pub fn local(sandbox: Sandbox, options: &Options, cache: &Path) -> Result<Local, Fail> {
+    let program = std::env::current_exe().map_err(|e| Fail::message(format!("cannot find this program: {e}")))?;
+    let closed = vec![options.root.clone(), cache.to_owned()];
+    let rooms = cache.join("tmp");
+    Ok(Local::new(vec![program.into_os_string()], options.env.clone(), GRACE, sandbox, closed, rooms))
+}
+
+/// The first Ctrl-C (or SIGTERM) asks for the end; the second ends everything now.
+pub fn listen(cancel: Cancel) {
     tokio::spawn(async move {
         if interruption().await.is_err() {
             return;
         }
-        // Nobody listens only when the run is over.
-        let _ = sender.send(true);
-        if interruption().await.is_ok() {
-            std::process::exit(130);
+        cancel.end();
+        if interruption().await.is_err() {
+            return;
         }
+        cancel.kill();
+        // Time enough to note what was finished; a third Ctrl-C is not needed.
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        std::process::exit(130);
     });
-    receiver
 }
 
 async fn interruption() -> std::io::Result<()> {

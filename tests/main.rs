@@ -1,5 +1,6 @@
 //! The real binary in scratch projects.
-#![allow(clippy::unwrap_used, missing_docs)]
+// What a long test did, and what was skipped, is printed.
+#![allow(clippy::unwrap_used, clippy::print_stdout, missing_docs)]
 
 mod cases;
 mod support;

@@ -3,7 +3,7 @@
 //! ```text
 //! CACHEDIR.TAG, .gitignore   backup programs and git pass it by
 //! format                     which layout this is
-//! blobs/ records/ tmp/       see LocalStore
+//! blobs/ records tmp/        see LocalStore
 //! index                      files known by their stat alone
 //! lock                       held by the one run
 //! ```
@@ -18,8 +18,17 @@
 //! that writes to its inputs can damage the store. Such damage is never served: it is found by [`Cache::check`], by
 //! [`Cache::settle`] and whenever the blob is given out.
 
+mod claim;
+mod gc;
 mod give;
+mod stats;
 mod take;
+mod verify;
+
+pub use claim::Claim;
+pub use gc::{Bounds, Collected};
+pub use stats::FileStat;
+pub use verify::Verified;
 
 #[cfg(test)]
 mod tests;
@@ -28,7 +37,7 @@ use std::fmt;
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use rayon::prelude::*;
 
@@ -41,7 +50,7 @@ use crate::record::{ActionRecord, Lookup};
 use crate::store::{LocalStore, Store};
 
 /// What the file `format` says. Raise the version whenever the layout of the folder changes.
-const FORMAT: &str = "trestle cache v1";
+const FORMAT: &str = "trestle cache v2";
 /// See <https://bford.info/cachedir/>.
 const CACHEDIR_TAG: &str = "Signature: 8a477f597d28d172789f06886806bc55\n# This folder is a cache made by trestle.\n";
 
@@ -76,7 +85,7 @@ pub enum How {
     Link,
 }
 
-/// The right to run in a cache: one process at a time. Given up when dropped, and by the kernel when the process ends.
+/// The right to run in a cache, shared, or to change it as a whole, alone. Given up when dropped, and by the kernel when the process ends.
 #[derive(Debug)]
 pub struct RunLock {
     _file: File,
@@ -88,6 +97,8 @@ pub struct Cache {
     root: PathBuf,
     store: LocalStore,
     index: Index,
+    /// See `claim`; opened by the first.
+    claims: OnceLock<Arc<File>>,
     /// Blobs that were hashed while they were too fresh for the index. See [`Cache::settle`].
     fresh: Mutex<Vec<BlobId>>,
 }
@@ -104,7 +115,7 @@ impl Cache {
         check_format(&root)?;
         let store = LocalStore::open(&root)?;
         let index = Index::open(root.join("index"));
-        Ok(Self { root, store, index, fresh: Mutex::default() })
+        Ok(Self { root, store, index, claims: OnceLock::new(), fresh: Mutex::default() })
     }
 
     /// The cache's folder.
@@ -287,6 +298,14 @@ impl Cache {
         })
     }
 
+    /// Whether there is a record of an action whose checksum holds. Cheaper than [`Cache::record`].
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the store cannot be read.
+    pub fn has_record(&self, key: &ActionKey) -> Result<bool> {
+        Ok(self.store.get_record(key)?.is_some_and(|bytes| ActionRecord::is_whole(&bytes)))
+    }
+
     /// The record of an action, its absence, or why it must not be believed.
     ///
     /// # Errors
@@ -315,12 +334,32 @@ impl Cache {
         self.store.remove_record(key)
     }
 
-    /// Writes the index, if it changed. Its loss costs time alone.
+    /// Writes the index, if it changed. Its loss costs time alone, so a cache that cannot be written is no error.
     ///
     /// # Errors
     /// [`Error::Io`] names the file that cannot be written.
     pub fn flush(&self) -> Result<()> {
-        self.index.flush(&self.store.temporary("index"))
+        if !self.index.is_changed() {
+            return Ok(());
+        }
+        let written = self.store.temporary("index").and_then(|temporary| self.index.flush(&temporary));
+        if written.as_ref().is_err_and(Error::is_read_only) { Ok(()) } else { written }
+    }
+
+    /// Brings everything that was stored to disk: what was ingested for [`Later`](crate::Durability::Later), and the records.
+    ///
+    /// # Errors
+    /// [`Error::Io`] names what cannot be synced.
+    pub fn sync(&self) -> Result<()> {
+        self.store.sync()
+    }
+
+    /// Brings the records to disk.
+    ///
+    /// # Errors
+    /// [`Error::Io`] names the file.
+    pub fn sync_records(&self) -> Result<()> {
+        self.store.records().sync()
     }
 
     /// A fresh empty folder on the cache's file system. Removed with this `Cache`, or by a later [`Cache::sweep_tmp`].
@@ -329,31 +368,33 @@ impl Cache {
     /// [`Error::Io`] names the folder that cannot be made.
     pub fn tmp_dir(&self, name: &str) -> Result<PathBuf> {
         let safe = name.replace(|c: char| !c.is_ascii_alphanumeric() && c != '-' && c != '_', "_");
-        let path = self.store.temporary(safe.get(..100).unwrap_or(&safe));
+        let path = self.store.temporary(safe.get(..100).unwrap_or(&safe))?;
         fs::create_dir(&path).map_err(Error::io("create", &path))?;
         Ok(path)
     }
 
-    /// Removes the temporary files of processes that are no more, and says of how many. For the one run, which is why it wants the lock;
-    /// the files of processes that only read the cache are safe from it all the same.
+    /// Removes the temporary files of processes that are no more, and says of how many. Those of living ones, this one included, are safe from
+    /// it. `before` is called with each folder that is to go: what still works in there should be ended.
     ///
     /// # Errors
-    /// [`Error::Io`] names what cannot be removed.
-    pub fn sweep_tmp(&self, _held: &RunLock) -> Result<usize> {
-        self.store.sweep()
+    /// [`Error::Io`] names what cannot be read.
+    pub fn sweep_tmp(&self, before: &mut dyn FnMut(&Path)) -> Result<usize> {
+        self.store.sweep(before)
     }
 
-    /// Waits for the right to run.
+    /// The right to run, beside other runs; waits for whoever changes the cache as a whole.
     ///
     /// # Errors
     /// [`Error::Io`] where the file system cannot lock.
-    pub fn lock(&self) -> Result<RunLock> {
-        let (path, file) = self.lock_file()?;
-        file.lock().map_err(Error::io("lock", &path))?;
+    pub fn share(&self) -> Result<RunLock> {
+        // Where nothing can be written, nothing can be changed as a whole either: a lock that is there is enough.
+        let path = self.root.join("lock");
+        let file = self.lock_file().map(|(_, file)| file).or_else(|e| File::open(&path).map_err(|_| e))?;
+        file.lock_shared().map_err(Error::io("lock", &path))?;
         Ok(RunLock { _file: file })
     }
 
-    /// The right to run; none if another process, or another `RunLock` of this one, has it.
+    /// The right to change the cache as a whole, such as to clean it; none if another process runs.
     ///
     /// # Errors
     /// [`Error::Io`] where the file system cannot lock.

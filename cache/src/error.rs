@@ -131,4 +131,10 @@ impl Error {
         let path = path.as_ref().to_owned();
         move |source| Self::Io { action, path, source }
     }
+
+    /// Whether the place cannot be written at all, as opposed to something being wrong with it.
+    pub fn is_read_only(&self) -> bool {
+        let kinds = [io::ErrorKind::ReadOnlyFilesystem, io::ErrorKind::PermissionDenied];
+        matches!(self, Self::Io { source, .. } if kinds.contains(&source.kind()))
+    }
 }

@@ -7,7 +7,7 @@
 //!
 //! The index is a cache of a cache: it may be lost, cut short or of another version, and costs time alone.
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -27,7 +27,7 @@ const GRAIN: i64 = 50_000_000;
 /// A file system that keeps whole seconds (or, FAT, pairs of them).
 const COARSE_GRAIN: i64 = 2_500_000_000;
 
-/// The index in memory, shared by threads.
+/// The index in memory, shared by threads. The file is read when something is first asked of it: a run that changes nothing needs it not.
 #[derive(Debug)]
 pub struct Index {
     path: PathBuf,
@@ -36,9 +36,12 @@ pub struct Index {
 
 #[derive(Debug, Default)]
 struct State {
-    entries: BTreeMap<(u64, u64), Known>,
+    /// By device and inode; none as long as the file was not read.
+    entries: Option<Entries>,
     changed: bool,
 }
+
+type Entries = HashMap<(u64, u64), Known>;
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Known {
@@ -49,16 +52,20 @@ struct Known {
 }
 
 impl Index {
-    /// Reads the index at `path`; one that cannot be read is empty.
+    /// The index at `path`; one that cannot be read is empty.
     pub fn open(path: PathBuf) -> Self {
-        let entries = read(&path);
-        Self { path, state: Mutex::new(State { entries, changed: false }) }
+        Self { path, state: Mutex::default() }
+    }
+
+    /// Whether there is something to flush.
+    pub fn is_changed(&self) -> bool {
+        self.lock().changed
     }
 
     /// The id of the file with this stat, if its bytes were hashed under it.
     pub fn known(&self, stat: &Stat) -> Option<BlobId> {
         let mut state = self.lock();
-        let known = state.entries.get_mut(&(stat.dev, stat.ino)).filter(|known| known.stat == *stat)?;
+        let known = self.entries(&mut state).get_mut(&(stat.dev, stat.ino)).filter(|known| known.stat == *stat)?;
         let (id, today) = (known.id, today());
         if known.day != today {
             known.day = today;
@@ -74,7 +81,7 @@ impl Index {
             return false;
         }
         let mut state = self.lock();
-        state.entries.insert((stat.dev, stat.ino), Known { stat, id: hashed.id, day: today() });
+        self.entries(&mut state).insert((stat.dev, stat.ino), Known { stat, id: hashed.id, day: today() });
         state.changed = true;
         true
     }
@@ -85,15 +92,20 @@ impl Index {
         if !state.changed {
             return Ok(());
         }
+        let entries = self.entries(&mut state);
         for (file, known) in read(&self.path) {
-            state.entries.entry(file).or_insert(known);
+            entries.entry(file).or_insert(known);
         }
         let today = today();
-        state.entries.retain(|_, known| known.day + DAYS >= today);
-        fs::write(temporary, encode(&state.entries)).map_err(Error::io("write", temporary))?;
+        entries.retain(|_, known| known.day + DAYS >= today);
+        fs::write(temporary, encode(entries)).map_err(Error::io("write", temporary))?;
         fs::rename(temporary, &self.path).map_err(Error::io("write", &self.path))?;
         state.changed = false;
         Ok(())
+    }
+
+    fn entries<'s>(&self, state: &'s mut State) -> &'s mut Entries {
+        state.entries.get_or_insert_with(|| read(&self.path))
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -113,9 +125,11 @@ fn today() -> u64 {
     now().unsigned_abs() / (24 * 3600 * 1_000_000_000)
 }
 
-fn encode(entries: &BTreeMap<(u64, u64), Known>) -> Vec<u8> {
+fn encode(entries: &Entries) -> Vec<u8> {
     let mut body = Vec::with_capacity(entries.len() * ENTRY);
-    for Known { stat, id, day } in entries.values() {
+    let mut sorted: Vec<_> = entries.values().collect();
+    sorted.sort_unstable_by_key(|known| (known.stat.dev, known.stat.ino));
+    for Known { stat, id, day } in sorted {
         let numbers = [stat.dev, stat.ino, stat.size, stat.mtime.cast_unsigned(), stat.ctime.cast_unsigned(), *day];
         body.extend(numbers.iter().flat_map(|number| number.to_le_bytes()));
         body.extend(id.as_bytes());
@@ -123,11 +137,11 @@ fn encode(entries: &BTreeMap<(u64, u64), Known>) -> Vec<u8> {
     [TAG, Digest::of(&body).as_bytes(), &body].concat()
 }
 
-fn read(path: &Path) -> BTreeMap<(u64, u64), Known> {
+fn read(path: &Path) -> Entries {
     fs::read(path).ok().and_then(|bytes| decode(&bytes)).unwrap_or_default()
 }
 
-fn decode(bytes: &[u8]) -> Option<BTreeMap<(u64, u64), Known>> {
+fn decode(bytes: &[u8]) -> Option<Entries> {
     let (checksum, body) = bytes.strip_prefix(TAG)?.split_at_checked(32)?;
     if checksum != Digest::of(body).as_bytes() || body.len() % ENTRY != 0 {
         return None;

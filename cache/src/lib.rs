@@ -20,13 +20,14 @@ mod index;
 mod last;
 mod manifest;
 mod record;
+mod size;
 mod store;
 
-pub use cache::{Cache, Health, How, RunLock};
+pub use cache::{Bounds, Cache, Claim, Collected, FileStat, Health, How, RunLock, Verified};
 pub use content::{BadTree, Content, Entry, ObjectId, Tree};
 pub use digest::{ActionKey, BlobId, Digest, ParseDigestError, TreeId};
 pub use error::{Error, Result};
 pub use last::Last;
 pub use manifest::{Change, DuplicateIngredient, Ingredient, Manifest, Section};
 pub use record::{ActionRecord, BadRecord, Lookup, Provenance};
-pub use store::{LocalStore, MemoryStore, Store};
+pub use store::{Durability, LocalStore, MemoryStore, Store};

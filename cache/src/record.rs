@@ -1,6 +1,6 @@
 //! What an action gave, as it is kept: named outputs, metrics and provenance beside the manifest that made its key.
 //!
-//! A record is a file of three parts, so that a person can read it and a program can trust it:
+//! A record has three parts, so that a person can read it and a program can trust it:
 //!
 //! ```text
 //! trestle record v1
@@ -51,8 +51,14 @@ pub struct Provenance {
     pub duration_ms: u64,
     /// The largest resident set of its process, in KiB, where it is known.
     pub peak_rss_kib: Option<u64>,
+    /// Processor time of its processes, in milliseconds, where it is known.
+    pub cpu_ms: Option<u64>,
     /// How many threads it was given.
     pub threads: usize,
+    /// How many times it was tried, the last one included.
+    pub tries: u32,
+    /// What kept it from undeclared files: `landlock`, or `folder` where it only ran in a folder of its own.
+    pub sandbox: String,
     /// The machine.
     pub host: String,
     /// Versions of the program and of what else mattered, by name.
@@ -107,7 +113,7 @@ impl ActionRecord {
     /// [`BadRecord::Key`] if the key is not the manifest's: such a record could never be read again.
     pub fn encode(&self) -> Result<Vec<u8>, BadRecord> {
         self.check_key(&self.key)?;
-        let body = serde_json::to_string_pretty(self).map_err(|e| BadRecord::Parse(e.to_string()))?;
+        let body = serde_json::to_string(self).map_err(|e| BadRecord::Parse(e.to_string()))?;
         let body = format!("{body}\n");
         Ok(format!("{HEADER}\nblake3 {}\n{body}", Digest::of(body.as_bytes())).into_bytes())
     }
@@ -117,25 +123,36 @@ impl ActionRecord {
     /// # Errors
     /// Says why the bytes must not be believed.
     pub fn decode(key: &ActionKey, bytes: &[u8]) -> Result<Self, BadRecord> {
-        let (header, rest) = split_line(bytes).ok_or(BadRecord::Version)?;
-        if header != HEADER.as_bytes() {
-            return Err(BadRecord::Version);
-        }
-        let (checksum, body) = split_line(rest).ok_or(BadRecord::NoChecksum)?;
-        let checksum = std::str::from_utf8(checksum).ok().and_then(|line| line.strip_prefix("blake3 "));
-        let checksum: Digest = checksum.and_then(|hex| hex.parse().ok()).ok_or(BadRecord::NoChecksum)?;
-        if checksum != Digest::of(body) {
-            return Err(BadRecord::Checksum);
-        }
+        let body = checked_body(bytes)?;
         let record: Self = serde_json::from_slice(body).map_err(|e| BadRecord::Parse(e.to_string()))?;
         record.check_key(key)?;
         Ok(record)
+    }
+
+    /// Whether the bytes match their checksum.
+    pub(crate) fn is_whole(bytes: &[u8]) -> bool {
+        checked_body(bytes).is_ok()
     }
 
     fn check_key(&self, wanted: &ActionKey) -> Result<(), BadRecord> {
         let found = self.manifest.key();
         if found == *wanted && self.key == *wanted { Ok(()) } else { Err(BadRecord::Key { found }) }
     }
+}
+
+/// The JSON, once header and checksum hold.
+fn checked_body(bytes: &[u8]) -> Result<&[u8], BadRecord> {
+    let (header, rest) = split_line(bytes).ok_or(BadRecord::Version)?;
+    if header != HEADER.as_bytes() {
+        return Err(BadRecord::Version);
+    }
+    let (checksum, body) = split_line(rest).ok_or(BadRecord::NoChecksum)?;
+    let checksum = std::str::from_utf8(checksum).ok().and_then(|line| line.strip_prefix("blake3 "));
+    let checksum: Digest = checksum.and_then(|hex| hex.parse().ok()).ok_or(BadRecord::NoChecksum)?;
+    if checksum != Digest::of(body) {
+        return Err(BadRecord::Checksum);
+    }
+    Ok(body)
 }
 
 /// The first line without its end, and what follows.

@@ -8,6 +8,7 @@ use trestle_engine::event::Event;
 use trestle_engine::stage::Progress;
 
 use super::Render;
+use super::colour::{Colour, Colours};
 use super::words;
 
 const TICK: Duration = Duration::from_millis(120);
@@ -68,8 +69,8 @@ fn style(template: &str) -> ProgressStyle {
         .map_or_else(|_| ProgressStyle::default_bar(), |style| style.progress_chars("━━╌").tick_chars("⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏ "))
 }
 
-fn paint(colour: u8, text: &str) -> String {
-    if std::env::var_os("NO_COLOR").is_some() { text.to_owned() } else { format!("\x1b[{colour}m{text}\x1b[0m") }
+fn paint(colour: Colour, text: &str) -> String {
+    Colours::stdout().paint(colour, text)
 }
 
 impl Render for Live {
@@ -86,17 +87,25 @@ impl Render for Live {
             }
             Event::Running { stage, reasons, .. } => self.begin(stage, &words::reasons(reasons)),
             Event::Progress { stage, progress } => self.progress(stage, progress),
+            Event::Output { stage, line } => self.line(&format!("{} {line}", paint(Colour::Faint, &format!("{stage} |")))),
             Event::Done { stage, seconds, metrics, .. } => {
                 let time = words::duration(Duration::from_secs_f64(*seconds));
-                let line = format!("{} {stage}  {}  {}", paint(32, "✔"), paint(2, &time), words::metrics(metrics));
+                let line = format!("{} {stage}  {}  {}", paint(Colour::Good, "✔"), paint(Colour::Faint, &time), words::metrics(metrics));
                 self.end(stage, line.trim_end());
             }
             Event::Failed { stage, failure } => {
-                let line = format!("{} {}", paint(31, "✘"), words::failure(stage, failure));
+                let line = format!("{} {}", paint(Colour::Bad, "✘"), words::failure(stage, failure));
                 self.end(stage, &line);
             }
-            Event::Skipped { stage, because } => self.end(stage, &format!("{} {stage}: {because} failed", paint(33, "–"))),
-            Event::Cancelled { stage } => self.end(stage, &format!("{} {stage}: interrupted", paint(33, "–"))),
+            Event::Retrying { stage, failure, seconds, .. } => {
+                let line = format!("{} {}", paint(Colour::Open, "↻"), words::retry(stage, failure, *seconds));
+                if let Some(bar) = self.running.remove(stage) {
+                    bar.finish_and_clear();
+                }
+                self.line(&line);
+            }
+            Event::Skipped { stage, because } => self.end(stage, &format!("{} {stage}: {because} failed", paint(Colour::Open, "–"))),
+            Event::Cancelled { stage } => self.end(stage, &format!("{} {stage}: interrupted", paint(Colour::Open, "–"))),
             Event::Summary(summary) => {
                 self.total.finish_and_clear();
                 self.line(&words::summary(summary));

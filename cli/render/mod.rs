@@ -1,5 +1,8 @@
 //! Events to text: a live picture for a terminal, plain lines for a pipe, JSON lines for programs.
 
+pub mod ci;
+pub mod colour;
+pub mod grid;
 mod live;
 mod plain;
 pub mod words;
@@ -11,10 +14,8 @@ use trestle_engine::event::Event;
 use trestle_engine::stage::Format;
 
 use crate::fail::Fail;
-use crate::project::Project;
+use crate::project::Session;
 
-/// Format of the outputs that are shown at the end of a run.
-const TABLE: Format = Format("table");
 /// Larger tables are not shown.
 const MAX_TABLE_BYTES: usize = 16 << 10;
 
@@ -48,21 +49,14 @@ pub fn human() -> Box<dyn Render> {
 }
 
 /// Shows the tables that the last stages of the run made: they are what it was for.
-pub fn tables(project: &Project, wanted: &[bool]) -> Result<(), Fail> {
-    let readers = project.pipeline.downstream();
-    let fates = trestle_engine::plan::plan(&project.pipeline, wanted, &project.cache, &project.last)?;
-    for (id, fate) in fates {
-        let is_last = readers[id].iter().all(|&reader| !wanted[reader]);
-        let trestle_engine::plan::Fate::Hit(record) = fate else { continue };
-        if !is_last {
-            continue;
-        }
-        for (name, output) in &project.pipeline.stages[id].outputs {
-            match record.outputs.get(name) {
-                Some(Content::Blob { id, size, .. })
-                    if output.format == TABLE && output.path.ends_with(".md") && *size <= MAX_TABLE_BYTES as u64 =>
-                {
-                    crate::print(&format!("\n{}", String::from_utf8_lossy(&project.cache.read_blob(id)?)))?;
+pub fn tables(session: &Session, wanted: &dyn Fn(usize) -> bool) -> Result<(), Fail> {
+    for &id in session.compiled.shown().iter().filter(|&&id| wanted(id)) {
+        let stage = session.compiled.stage(id).map_err(trestle_engine::error::Error::from)?;
+        for (output, slot) in stage.outputs.values().zip(session.compiled.outputs_of(id)) {
+            let is_text = output.format == Format::TABLE && output.path.ends_with(".md");
+            match session.planner.output(slot) {
+                Some(Content::Blob { id, size, .. }) if is_text && size <= MAX_TABLE_BYTES as u64 => {
+                    crate::print(&format!("\n{}", String::from_utf8_lossy(&session.cache.read_blob(&id)?)))?;
                 }
                 _ => {}
             }

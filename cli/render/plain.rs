@@ -32,12 +32,14 @@ impl Render for Plain {
                 Some(line) => line,
                 None => return,
             },
+            Event::Output { stage, line } => format!("{stage} | {line}"),
             Event::Done { stage, seconds, metrics, .. } => {
                 format!("done    {stage}  {}  {}", words::duration(Duration::from_secs_f64(*seconds)), words::metrics(metrics))
                     .trim_end()
                     .to_owned()
             }
             Event::Failed { stage, failure } => words::failure(stage, failure),
+            Event::Retrying { stage, failure, seconds, .. } => words::retry(stage, failure, *seconds),
             Event::Skipped { stage, because } => format!("skipped {stage}: {because} failed"),
             Event::Cancelled { stage } => format!("cancelled {stage}"),
             Event::Summary(summary) => words::summary(summary),

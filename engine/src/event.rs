@@ -1,6 +1,6 @@
 //! What happens during a run, in the order in which the dispatcher saw it. The edge renders it; nothing else does.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::plan::Reason;
@@ -45,6 +45,13 @@ pub enum Event {
         #[serde(flatten)]
         progress: Progress,
     },
+    /// A stage printed a line, and those were asked for.
+    Output {
+        /// Name of the stage.
+        stage: String,
+        /// The line.
+        line: String,
+    },
     /// A stage is done and its outputs are stored.
     Done {
         /// Name of the stage.
@@ -55,6 +62,9 @@ pub enum Event {
         seconds: f64,
         /// Metrics that it reported.
         metrics: Value,
+        /// Highest resident memory of its process, in KiB, where the system tells.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        peak_rss_kib: Option<u64>,
     },
     /// A stage failed; nothing of it is stored.
     Failed {
@@ -63,6 +73,18 @@ pub enum Event {
         /// Why.
         #[serde(flatten)]
         failure: Failure,
+    },
+    /// A stage failed and will be tried again.
+    Retrying {
+        /// Name of the stage.
+        stage: String,
+        /// Why it failed.
+        #[serde(flatten)]
+        failure: Failure,
+        /// How often it was tried.
+        tries: u32,
+        /// The pause before it is tried again.
+        seconds: f64,
     },
     /// A stage was not tried because one that it needs failed.
     Skipped {
@@ -95,7 +117,7 @@ pub struct Failure {
 }
 
 /// The counts of a run.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
     /// Stages that ran and whose outputs are stored.
     pub executed: usize,

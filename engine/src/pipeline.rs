@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::compiled::Dependency;
 use crate::stage::{Format, Threads};
 use crate::template::plain;
 
@@ -25,12 +26,31 @@ pub struct Pipeline {
     pub root: PathBuf,
     /// Params after overrides.
     pub params: Map<String, Value>,
+    /// Units of every named pool.
+    pub pools: BTreeMap<String, u32>,
     /// Expanded stages; each comes after all that it reads from.
     pub stages: Vec<Stage>,
+    /// Stages of the file that cannot be expanded yet, each after those that it reads from.
+    pub later: Vec<Later>,
+    /// What it was made from, besides its own file and what the caller chose.
+    pub dependencies: Vec<Dependency>,
+}
+
+/// A stage of the file whose `foreach` takes a list that is not made yet, or that reads from such a stage.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Later {
+    /// Its name in the file.
+    pub name: String,
+    /// The stage that makes the list.
+    pub stage: StageId,
+    /// The output that is the list.
+    pub output: String,
+    /// The name by which the list is asked for when the pipeline is resolved again.
+    pub asked: String,
 }
 
 /// One expanded stage.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Stage {
     /// `adapt[seed=1]`: readable, stable and unique.
     pub name: String,
@@ -102,7 +122,7 @@ pub struct Retries {
 }
 
 /// What a stage does.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum Action {
     /// A native stage.
     Native {
@@ -129,7 +149,7 @@ pub enum Action {
 }
 
 /// An output of a stage.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Output {
     /// Where the stage writes it, relative to its work folder.
     pub path: String,
@@ -138,7 +158,7 @@ pub struct Output {
 }
 
 /// A connected input.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Slot {
     /// Name under `in:`.
     pub name: String,
@@ -149,7 +169,7 @@ pub struct Slot {
 }
 
 /// One value of an input.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Bound {
     /// Where it comes from.
     pub origin: Origin,
@@ -160,7 +180,7 @@ pub struct Bound {
 }
 
 /// Where the value of an input comes from.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Origin {
     /// A file or folder of the project.
     File {

@@ -1,14 +1,19 @@
 //! Hit or run: the one place that decides. `run`, `plan` and `explain` all ask here.
+//!
+//! A stage is a hit if its key has a record and all outputs that the record names are sound. The key follows from the contents of its inputs; so
+//! where the [`Memo`] of the last run shows that none of them changed, the key is the one it had, and only the outputs are looked at.
 
-use std::collections::{BTreeMap, HashMap};
-use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use rayon::prelude::*;
 use serde::Serialize;
-use trestle_cache::{ActionKey, ActionRecord, Cache, Change, Content, Health, Last, Manifest};
+use trestle_cache::{ActionKey, ActionRecord, BlobId, Cache, Change, Content, Health, Manifest};
 
 use crate::action::{self, Contents};
+use crate::compiled::{Compiled, Edge, OutputId};
 use crate::error::Error;
-use crate::pipeline::{Origin, Pipeline, StageId};
+use crate::memo::{History, Memo};
+use crate::pipeline::{Pipeline, Stage, StageId};
 
 /// What is to become of a stage.
 #[derive(Debug)]
@@ -21,9 +26,22 @@ pub enum Fate {
     Later(Vec<StageId>),
 }
 
+/// What the planner decides: a [`Fate`] for which no record was read in vain.
+#[derive(Debug)]
+pub enum Decision {
+    /// Its outputs are in the cache, whole, under this key.
+    Hit(ActionKey),
+    /// It has to run.
+    Run(Box<Work>),
+    /// It cannot be said before these stages have run.
+    Later(Vec<StageId>),
+}
+
 /// A stage that has to run.
 #[derive(Debug, Clone)]
 pub struct Work {
+    /// The stage.
+    pub stage: Stage,
     /// Its key.
     pub key: ActionKey,
     /// What the key is made of.
@@ -32,6 +50,8 @@ pub struct Work {
     pub contents: Contents,
     /// Why.
     pub reasons: Vec<Reason>,
+    /// How long it took when it was last run, in milliseconds; 0 if unknown.
+    pub expected_ms: u32,
 }
 
 /// Why a stage has to run.
@@ -54,88 +74,276 @@ pub enum Reason {
         /// What is wrong with it.
         health: String,
     },
+    /// It says `cache: false`.
+    Always,
 }
 
-/// Decides the fates of stages one after the other, as the contents of their inputs become known.
-pub struct Planner<'a> {
-    pipeline: &'a Pipeline,
-    cache: &'a Cache,
-    sources: HashMap<PathBuf, Content>,
-    known: Vec<Option<BTreeMap<String, Content>>>,
+/// Decides what becomes of stages one after the other, as the contents of their inputs become known.
+#[derive(Debug)]
+pub struct Planner {
+    compiled: Arc<Compiled>,
+    cache: Arc<Cache>,
+    /// What the last run found, and how much of it still holds.
+    memo: Memo,
+    records_same: bool,
+    blob_changed: Vec<bool>,
+    /// Keys of the last run where its pipeline was another.
+    history: Arc<History>,
+    sources: Vec<Option<Content>>,
+    /// Where the stat of a source is the one in the memo.
+    source_same: Vec<bool>,
+    outputs: Vec<Option<Content>>,
+    keys: Vec<Option<ActionKey>>,
+    /// Stages whose key was found for what they read now.
+    current: Vec<bool>,
+    durations: Vec<u32>,
+    /// Something was found that the memo does not have.
+    learned: bool,
 }
 
-impl<'a> Planner<'a> {
-    /// A planner that knows nothing yet.
-    pub fn new(pipeline: &'a Pipeline, cache: &'a Cache) -> Self {
-        Self { pipeline, cache, sources: HashMap::new(), known: vec![None; pipeline.stages.len()] }
+impl Planner {
+    /// A planner that knows what still holds of the `memo`. Without one that fits, `history` says what stages were before.
+    pub fn new(compiled: Arc<Compiled>, cache: Arc<Cache>, memo: Option<Memo>, history: Arc<History>) -> Self {
+        let is_new = memo.is_none();
+        let memo = memo.filter(|memo| memo.fits(&compiled)).unwrap_or_else(|| Memo::empty(&compiled));
+        let paths: Vec<_> = compiled.sources.iter().zip(&memo.sources).map(|(path, (_, stat))| (path.as_path(), *stat)).collect();
+        let changed = cache.changed_sources(&paths);
+        let sources = memo.sources.iter().zip(&changed).map(|((content, _), changed)| content.filter(|_| !changed)).collect();
+        let source_same = changed.into_iter().map(|changed| !changed).collect();
+        let records_same = memo.records.is_some() && cache.records_stat() == memo.records;
+        let blob_changed = cache.changed_blobs(&memo.blobs);
+        let (outputs, keys, durations) = (vec![None; compiled.outputs()], memo.keys.clone(), memo.durations.clone());
+        let current = vec![false; compiled.len()];
+        Self {
+            compiled,
+            cache,
+            memo,
+            records_same,
+            blob_changed,
+            history,
+            sources,
+            source_same,
+            outputs,
+            keys,
+            current,
+            durations,
+            learned: is_new,
+        }
     }
 
-    /// The fate of a stage, given what is known by now. A hit is [settled](Self::settle) at once.
+    /// Decides for all wanted stages, as far as it can be said now, and says how many are hits.
     ///
     /// # Errors
-    /// If a source file or the cache cannot be read.
-    pub fn decide(&mut self, id: StageId, last: &Last) -> Result<Fate, Error> {
-        let contents = match self.contents(id)? {
-            Ok(contents) => contents,
-            Err(waits) => return Ok(Fate::Later(waits)),
-        };
-        let manifest = action::manifest(&self.pipeline.stages[id], &contents);
+    /// As [`Planner::decide`].
+    pub fn survey(&mut self, wanted: &dyn Fn(StageId) -> bool, each: &mut dyn FnMut(StageId, Decision)) -> Result<usize, Error> {
+        self.hash_sources(wanted);
+        let mut hits = 0;
+        for id in (0..self.compiled.len()).filter(|&id| wanted(id)) {
+            let decision = self.decide(id)?;
+            hits += usize::from(matches!(decision, Decision::Hit(_)));
+            each(id, decision);
+        }
+        Ok(hits)
+    }
+
+    /// Hashes what wanted stages read and what may have changed, on all threads. What cannot be read is complained about by who needs it.
+    fn hash_sources(&mut self, wanted: &dyn Fn(StageId) -> bool) {
+        if self.sources.iter().all(Option::is_some) {
+            return;
+        }
+        let mut needed = vec![false; self.sources.len()];
+        for id in (0..self.compiled.len()).filter(|&id| wanted(id)) {
+            self.compiled.edges_of(id).for_each(|edge| {
+                if let Edge::Source(source) = edge {
+                    needed[source] = self.sources[source].is_none();
+                }
+            });
+        }
+        let needed: Vec<usize> = (0..needed.len()).filter(|&source| needed[source]).collect();
+        let hash = |&source: &usize| (source, self.cache.source(&self.compiled.sources[source]).ok());
+        let found: Vec<_> = if needed.len() < 8 { needed.iter().map(hash).collect() } else { needed.par_iter().map(hash).collect() };
+        for (source, content) in found {
+            self.sources[source] = content;
+        }
+        self.learned = true;
+    }
+
+    /// What becomes of a stage, given what is known by now. A hit is settled at once.
+    ///
+    /// # Errors
+    /// If a source file, the cache or the compiled pipeline cannot be read.
+    pub fn decide(&mut self, id: StageId) -> Result<Decision, Error> {
+        if let Some(waits) = self.waits(id) {
+            return Ok(Decision::Later(waits));
+        }
+        if let Some(key) = self.remembered(id)? {
+            let outputs = self.compiled.outputs_of(id);
+            self.outputs[outputs.clone()].copy_from_slice(&self.memo.outputs[outputs]);
+            self.current[id] = true;
+            return Ok(Decision::Hit(key));
+        }
+        self.learned = true;
+        let compiled = Arc::clone(&self.compiled);
+        let stage = compiled.stage(id)?;
+        let contents = self.contents(id, &stage)?;
+        let manifest = action::manifest(&stage, &contents);
         let key = manifest.key();
-        let reasons = match self.cache.record(&key)? {
-            None => self.why(id, &key, &manifest, last)?,
-            Some(record) => {
-                let damage = self.damage(id, &record)?;
-                if damage.is_empty() {
-                    self.settle(id, record.outputs.clone());
-                    return Ok(Fate::Hit(Box::new(record)));
+        let reasons = if stage.settings.cache {
+            match self.cache.record(&key)? {
+                None => self.why(id, &stage, &key, &manifest)?,
+                Some(record) => {
+                    let damage = self.damage(&stage, &record)?;
+                    if damage.is_empty() {
+                        self.settle(id, &record);
+                        return Ok(Decision::Hit(key));
+                    }
+                    damage
                 }
-                damage
             }
+        } else {
+            vec![Reason::Always]
         };
-        Ok(Fate::Run(Box::new(Work { key, manifest, contents, reasons })))
+        let stage = stage.into_owned();
+        Ok(Decision::Run(Box::new(Work { stage, key, manifest, contents, reasons, expected_ms: self.expected_ms(id) })))
     }
 
-    /// Notes the outputs of a stage that has run.
-    pub fn settle(&mut self, id: StageId, outputs: BTreeMap<String, Content>) {
-        self.known[id] = Some(outputs);
+    /// Notes what a stage gave.
+    pub fn settle(&mut self, id: StageId, record: &ActionRecord) {
+        for (slot, content) in self.compiled.outputs_of(id).zip(record.outputs.values()) {
+            self.outputs[slot] = Some(*content);
+        }
+        self.keys[id] = Some(record.key);
+        self.current[id] = true;
+        self.durations[id] = u32::try_from(record.provenance.duration_ms).unwrap_or(u32::MAX).max(1);
+        self.learned = true;
     }
 
-    /// Contents of all inputs, or the stages whose outputs are not known.
-    fn contents(&mut self, id: StageId) -> Result<Result<Contents, Vec<StageId>>, Error> {
-        let pipeline = self.pipeline;
-        let mut waits = Vec::new();
-        let mut all = Contents::new();
-        for slot in &pipeline.stages[id].inputs {
+    /// What an output is, if that is known.
+    pub fn output(&self, output: OutputId) -> Option<Content> {
+        self.outputs[output]
+    }
+
+    /// How long a stage took when it was last run, in milliseconds; 0 if unknown.
+    pub fn expected_ms(&self, id: StageId) -> u32 {
+        self.durations[id]
+    }
+
+    /// The key of a stage: that of this run once it is known, else that of the last one.
+    pub fn key(&self, id: StageId) -> Option<ActionKey> {
+        self.keys[id]
+    }
+
+    /// The key of a stage when it was last run or found.
+    pub fn last_key(&self, id: StageId, name: &str) -> Option<ActionKey> {
+        self.memo.key(id).or_else(|| self.history.key(name))
+    }
+
+    /// What the next run should know; none if it knows it already.
+    ///
+    /// # Errors
+    /// If a tree in the cache cannot be read.
+    pub fn into_memo(self) -> Result<Option<Memo>, Error> {
+        if !self.learned && self.records_same {
+            return Ok(None);
+        }
+        let mut memo = Memo::empty(&self.compiled);
+        memo.records = self.cache.records_stat();
+        for (i, content) in self.sources.iter().enumerate() {
+            let unchanged = self.memo.sources[i].0 == *content && self.source_same[i];
+            let vouch = || content.and_then(|content| self.cache.vouch_source(&self.compiled.sources[i], &content));
+            memo.sources[i] = (*content, if unchanged { self.memo.sources[i].1 } else { vouch() });
+        }
+        // What this run had no need of is as the last one left it; but a key from before holds only for what was read before, and while its
+        // record is there.
+        let outputs: Vec<Option<Content>> = self.outputs.iter().zip(&self.memo.outputs).map(|(now, before)| now.or(*before)).collect();
+        memo.current = (0..self.keys.len())
+            .map(|id| self.current[id] || (self.records_same && self.memo.current[id] && self.reads_the_same(id, &outputs)))
+            .collect();
+        (memo.keys, memo.durations) = (self.keys, self.durations);
+        let mut blobs_of: Vec<Vec<BlobId>> = Vec::with_capacity(self.outputs.len());
+        for (slot, content) in outputs.into_iter().enumerate() {
+            memo.outputs[slot] = content;
+            let mut blobs = Vec::new();
+            if let Some(content) = content
+                && self.cache.blobs_of(&content, &mut blobs).is_err()
+            {
+                // Damaged since: the next run will look for itself.
+                memo.outputs[slot] = None;
+                blobs.clear();
+            }
+            blobs_of.push(blobs);
+        }
+        fill_blobs(&mut memo, &blobs_of, &self.memo, &self.blob_changed, &self.cache);
+        Ok(Some(memo))
+    }
+
+    /// The stages that an input is missing from, if any.
+    fn waits(&self, id: StageId) -> Option<Vec<StageId>> {
+        let missing = |edge: &Edge| matches!(edge, Edge::Output(output) if self.outputs[*output].is_none());
+        self.compiled.edges_of(id).any(|edge| missing(&edge)).then(|| {
+            let owners = self.compiled.edges_of(id).filter(missing);
+            let mut waits: Vec<_> =
+                owners.filter_map(|edge| if let Edge::Output(output) = edge { Some(self.compiled.owner(output)) } else { None }).collect();
+            waits.sort_unstable();
+            waits.dedup();
+            waits
+        })
+    }
+
+    /// Whether all that a stage reads is what the memo has.
+    fn reads_the_same(&self, id: StageId, outputs: &[Option<Content>]) -> bool {
+        self.compiled.edges_of(id).all(|edge| match edge {
+            Edge::Source(source) => self.sources[source].is_some() && self.sources[source] == self.memo.sources[source].0,
+            Edge::Output(output) => outputs[output].is_some() && outputs[output] == self.memo.outputs[output],
+        })
+    }
+
+    /// The key that a stage had, if nothing that it reads has changed since and what it gave is still there and sound.
+    fn remembered(&self, id: StageId) -> Result<Option<ActionKey>, Error> {
+        let Some(key) = self.memo.key(id).filter(|_| self.memo.current[id]) else { return Ok(None) };
+        let inputs_same = self.reads_the_same(id, &self.outputs);
+        let mut outputs = self.compiled.outputs_of(id);
+        let sound = |output: OutputId| {
+            self.memo.outputs[output].is_some() && self.memo.blobs_of(output).iter().all(|&blob| !self.blob_changed[blob as usize])
+        };
+        if !inputs_same || self.compiled.runs_always(id) || !outputs.all(sound) {
+            return Ok(None);
+        }
+        let recorded = self.records_same || self.cache.has_record(&key)?;
+        Ok(recorded.then_some(key))
+    }
+
+    /// Contents of all inputs, once all are known.
+    fn contents(&mut self, id: StageId, stage: &Stage) -> Result<Contents, Error> {
+        let compiled = Arc::clone(&self.compiled);
+        let mut edges = compiled.edges_of(id);
+        let mut all = Contents::with_capacity(stage.inputs.len());
+        for slot in &stage.inputs {
             let mut values = Vec::with_capacity(slot.values.len());
-            for bound in &slot.values {
-                match &bound.origin {
-                    Origin::File { path, .. } => values.push(self.source(path)?),
-                    Origin::Output { stage, output } => match self.known[*stage].as_ref().and_then(|outputs| outputs.get(output)) {
-                        Some(content) => values.push(*content),
-                        None => waits.push(*stage),
-                    },
-                }
+            for edge in edges.by_ref().take(slot.values.len()) {
+                values.push(match edge {
+                    Edge::Source(source) => self.source(source)?,
+                    Edge::Output(output) => self.outputs[output].unwrap_or_else(|| unreachable!("decided before its inputs were known")),
+                });
             }
             all.push(values);
         }
-        waits.sort_unstable();
-        waits.dedup();
-        Ok(if waits.is_empty() { Ok(all) } else { Err(waits) })
+        Ok(all)
     }
 
     /// A source is hashed once a run: all its readers see the same version of it.
-    fn source(&mut self, path: &Path) -> Result<Content, Error> {
-        if let Some(content) = self.sources.get(path) {
-            return Ok(*content);
+    fn source(&mut self, source: usize) -> Result<Content, Error> {
+        if let Some(content) = self.sources[source] {
+            return Ok(content);
         }
-        let content = self.cache.source(path)?;
-        self.sources.insert(path.to_owned(), content);
+        let content = self.cache.source(&self.compiled.sources[source])?;
+        self.sources[source] = Some(content);
         Ok(content)
     }
 
-    fn damage(&self, id: StageId, record: &ActionRecord) -> Result<Vec<Reason>, Error> {
+    fn damage(&self, stage: &Stage, record: &ActionRecord) -> Result<Vec<Reason>, Error> {
         let mut reasons = Vec::new();
-        for name in self.pipeline.stages[id].outputs.keys() {
+        for name in stage.outputs.keys() {
             let health = match record.outputs.get(name) {
                 Some(content) => self.cache.check(content)?.to_string(),
                 None => "not in the record".to_owned(),
@@ -147,8 +355,8 @@ impl<'a> Planner<'a> {
         Ok(reasons)
     }
 
-    fn why(&self, id: StageId, key: &ActionKey, manifest: &Manifest, last: &Last) -> Result<Vec<Reason>, Error> {
-        let Some(before) = last.get(&self.pipeline.stages[id].name) else { return Ok(vec![Reason::New]) };
+    fn why(&self, id: StageId, stage: &Stage, key: &ActionKey, manifest: &Manifest) -> Result<Vec<Reason>, Error> {
+        let Some(before) = self.last_key(id, &stage.name) else { return Ok(vec![Reason::New]) };
         if before == *key {
             return Ok(vec![Reason::NoRecord]);
         }
@@ -159,13 +367,50 @@ impl<'a> Planner<'a> {
     }
 }
 
-/// What would happen to each wanted stage; nothing is executed or changed.
+/// Numbers all blobs, and takes the stats of those that the last memo does not vouch for.
+fn fill_blobs(memo: &mut Memo, blobs_of: &[Vec<BlobId>], before: &Memo, changed: &[bool], cache: &Cache) {
+    let mut ids: Vec<BlobId> = blobs_of.iter().flatten().copied().collect();
+    ids.sort_unstable();
+    ids.dedup();
+    let held = |id: &BlobId| {
+        let place = before.blobs.binary_search_by(|(other, _)| other.cmp(id)).ok()?;
+        before.blobs[place].1.filter(|_| !changed[place])
+    };
+    memo.blobs = ids.iter().map(|id| (*id, held(id))).collect();
+    let open: Vec<usize> = (0..ids.len()).filter(|&place| memo.blobs[place].1.is_none()).collect();
+    let open_ids: Vec<BlobId> = open.iter().map(|&place| ids[place]).collect();
+    for (place, stat) in open.into_iter().zip(cache.vouch_blobs(&open_ids)) {
+        memo.blobs[place].1 = stat;
+    }
+    memo.blob_starts = vec![0];
+    memo.blobs_of.clear();
+    for blobs in blobs_of {
+        // Every id is in the sorted list, which was made from them.
+        memo.blobs_of.extend(blobs.iter().filter_map(|id| u32::try_from(ids.binary_search(id).ok()?).ok()));
+        memo.blob_starts.push(u32::try_from(memo.blobs_of.len()).unwrap_or(u32::MAX));
+    }
+}
+
+/// What would happen to each wanted stage, with the record of each hit; nothing is executed or changed.
 ///
 /// # Errors
 /// As [`Planner::decide`].
-pub fn plan(pipeline: &Pipeline, wanted: &[bool], cache: &Cache, last: &Last) -> Result<Vec<(StageId, Fate)>, Error> {
-    let mut planner = Planner::new(pipeline, cache);
-    (0..pipeline.stages.len()).filter(|&id| wanted[id]).map(|id| Ok((id, planner.decide(id, last)?))).collect()
+pub fn plan(pipeline: &Arc<Pipeline>, wanted: &[bool], cache: &Arc<Cache>, history: &Arc<History>) -> Result<Vec<(StageId, Fate)>, Error> {
+    let compiled = Compiled::of(Arc::clone(pipeline), trestle_cache::Digest::of(b"not kept"), Vec::new());
+    let mut planner = Planner::new(Arc::new(compiled), Arc::clone(cache), None, Arc::clone(history));
+    let mut fates = Vec::new();
+    for id in (0..wanted.len()).filter(|&id| wanted[id]) {
+        let fate = match planner.decide(id)? {
+            Decision::Hit(key) => match cache.record(&key)? {
+                Some(record) => Fate::Hit(Box::new(record)),
+                None => return Err(Error::RecordGone { key }),
+            },
+            Decision::Run(work) => Fate::Run(work),
+            Decision::Later(waits) => Fate::Later(waits),
+        };
+        fates.push((id, fate));
+    }
+    Ok(fates)
 }
 
 /// Which stages are needed for the targets; all of them if no target is given.
@@ -194,8 +439,44 @@ pub fn select(pipeline: &Pipeline, targets: &[String]) -> Result<Vec<bool>, Erro
     Ok(wanted)
 }
 
-fn fits(target: &str, stage: &crate::pipeline::Stage) -> bool {
-    target == stage.name || target == stage.base || (target.contains('*') && glob(target, &stage.name))
+/// Whether a target means this stage.
+pub fn fits(target: &str, stage: &Stage) -> bool {
+    names(target, &stage.name)
+}
+
+/// Whether a target means the expanded stage called `name`.
+fn names(target: &str, name: &str) -> bool {
+    let base = name.split('[').next().unwrap_or(name);
+    target == name || target == base || (target.contains('*') && glob(target, name))
+}
+
+/// As [`select`], for a compiled pipeline; none if no target is given, which means all stages.
+///
+/// # Errors
+/// If a target fits no stage, or the compiled pipeline cannot be read.
+pub fn select_compiled(compiled: &Compiled, targets: &[String]) -> Result<Option<Vec<bool>>, Error> {
+    if targets.is_empty() {
+        return Ok(None);
+    }
+    let all = compiled.names()?;
+    let mut wanted = vec![false; all.len()];
+    for target in targets {
+        let mut found = false;
+        for (id, _) in all.iter().enumerate().filter(|(_, name)| names(target, name)) {
+            wanted[id] = true;
+            found = true;
+        }
+        if !found {
+            let bases = all.iter().map(|name| name.split('[').next().unwrap_or(name));
+            return Err(no_such_target(target, bases.chain(all.iter().map(String::as_str)).collect()));
+        }
+    }
+    for id in (0..wanted.len()).rev() {
+        if wanted[id] {
+            compiled.upstream(id).into_iter().for_each(|up| wanted[up] = true);
+        }
+    }
+    Ok(Some(wanted))
 }
 
 /// Whether `text` has the form of `pattern`, in which `*` stands for any characters.
@@ -213,7 +494,10 @@ fn glob(pattern: &str, text: &str) -> bool {
 
 /// The error for a name that fits no stage.
 pub fn unknown_target(pipeline: &Pipeline, target: &str) -> Error {
-    let mut names: Vec<&str> = pipeline.stages.iter().flat_map(|stage| [stage.base.as_str(), stage.name.as_str()]).collect();
+    no_such_target(target, pipeline.stages.iter().flat_map(|stage| [stage.base.as_str(), stage.name.as_str()]).collect())
+}
+
+fn no_such_target(target: &str, mut names: Vec<&str>) -> Error {
     names.dedup();
     let help = match crate::problem::suggest(target, &names) {
         Some(name) => format!("did you mean `{name}`?"),

@@ -147,6 +147,11 @@ impl Problems {
         self.0.is_empty()
     }
 
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
     /// The value if nothing is wrong, else the problems.
     ///
     /// # Errors

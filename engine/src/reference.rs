@@ -5,6 +5,7 @@
 //! target.train                one output by name
 //! adapt[seed=1].model         one expanded stage
 //! score[*]                    gather all expanded stages
+//! data::train.model           an output of a stage of the file that is included as `data`
 //! score[method=mixed,*]       gather all that have this coordinate
 //! ./data/table.csv            a file or folder of the project: anything with a `/`
 //! ```
@@ -59,7 +60,7 @@ pub fn parse(text: &str) -> Result<Wanted, Problem> {
         }
     };
     let malformed_tail = text.ends_with('.') || (!tail.is_empty() && !is_name(tail));
-    if !is_name(head) || malformed_tail {
+    if !head.split("::").all(is_name) || malformed_tail {
         return Err(bad());
     }
     let (fixed, gather) = brackets.map_or(Ok((Vec::new(), false)), selector).map_err(|()| bad())?;
@@ -102,11 +103,12 @@ mod tests {
         assert_eq!(output("a"), Reference { stage: "a".into(), fixed: vec![], gather: false, output: None });
         assert_eq!(output("a.b").output.as_deref(), Some("b"));
         assert_eq!(output("a[x=1, y=two].b").fixed, [("x".into(), "1".into()), ("y".into(), "two".into())]);
+        assert_eq!(output("d::e::a.b").stage, "d::e::a");
         assert!(output("a[*]").gather);
         assert!(output("a[x=1,*].b").gather);
         assert_eq!(parse("./a.csv").unwrap(), Wanted::File("./a.csv".into()));
         assert_eq!(parse("data/x[1].csv").unwrap(), Wanted::File("data/x[1].csv".into()));
-        for bad in ["", "a.", "a[", "a[x]", "a[*].", "a b", "1a", "a.b.c", "a[*]b"] {
+        for bad in ["", "a.", "a[", "a[x]", "a[*].", "a b", "1a", "a.b.c", "a[*]b", "::a", "a::", "a:b", "a::1"] {
             assert!(parse(bad).is_err(), "{bad} was taken");
         }
     }

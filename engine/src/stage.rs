@@ -3,8 +3,9 @@
 //! A stage never sees the store, the pipeline file or the environment. It gets a [`Context`] with paths to read, paths to write
 //! and a sink for progress, and everything that can change its outputs comes through its parameters and inputs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use schemars::{JsonSchema, Schema};
 use serde::de::DeserializeOwned;
@@ -19,9 +20,27 @@ impl Format {
     /// Any file or folder: what a command writes and what a project file is.
     pub const ANY: Self = Self("any");
 
+    /// A table for people: what the last stages of a pipeline give of it is shown at the end of a run.
+    pub const TABLE: Self = Self("table");
+
     /// Whether an output of this format may be connected to an input of format `wanted`.
     pub fn fits(self, wanted: Self) -> bool {
         self == wanted || self == Self::ANY || wanted == Self::ANY
+    }
+}
+
+impl<'de> Deserialize<'de> for Format {
+    /// Names of formats are few and live as long as the program: each is kept once.
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        static NAMES: Mutex<BTreeSet<&'static str>> = Mutex::new(BTreeSet::new());
+        let name = String::deserialize(deserializer)?;
+        let mut names = NAMES.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = names.get(name.as_str()).copied();
+        Ok(Self(known.unwrap_or_else(|| {
+            let kept: &'static str = Box::leak(name.into_boxed_str());
+            names.insert(kept);
+            kept
+        })))
     }
 }
 
@@ -63,7 +82,7 @@ pub struct OutPort {
 }
 
 /// How many threads a stage can use; never part of the key, since a stage must give the same bytes with any number.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Threads {
     /// Fewest that make sense.
     pub min: usize,

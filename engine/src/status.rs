@@ -6,7 +6,7 @@
 //!      │                       │ hit ─────────────────────────────▶ Done
 //!      │ a needed stage failed │                         │ error
 //!      ▼                       ▼ interrupted             ▼
-//!   Skipped                Cancelled ◀── interrupted   Failed
+//!   Skipped                Cancelled ◀── interrupted   Failed     (a failed try that is not the last: back to Ready)
 //! ```
 
 use crate::event::Summary;
@@ -42,9 +42,9 @@ impl Status {
     fn may_become(self, next: Self) -> bool {
         use Status::{Cancelled, Done, Failed, Ready, Running, Skipped, Waiting};
         match (self, next) {
-            (Waiting, Ready | Skipped | Cancelled) | (Ready, Running | Skipped | Cancelled | Failed) | (Running, Failed | Cancelled) => {
-                true
-            }
+            (Waiting, Ready | Skipped | Cancelled)
+            | (Ready, Running | Skipped | Cancelled | Failed)
+            | (Running, Ready | Failed | Cancelled) => true,
             (Ready, Done { cached }) => cached,
             (Running, Done { cached }) => !cached,
             _ => false,

@@ -5,21 +5,27 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value};
 
 use crate::problem::{Problem, Problems, Span};
-use crate::source::{Data, Node, value_type_name};
+use crate::source::{Data, Files, Node, value_type_name};
 
 /// What a name in `${…}` can mean: the matrix coordinates of the stage first, then the params.
 pub struct Scope<'s> {
     /// Params of the pipeline.
     pub params: &'s Map<String, Value>,
+    /// Items of `foreach` that are more than a coordinate.
+    pub items: &'s [(String, Value)],
     /// Coordinates of the expanded stage.
     pub matrix: &'s BTreeMap<String, Value>,
-    /// The text of the file, to underline the very name that is wrong.
-    pub text: &'s str,
+    /// The texts, to underline the very name that is wrong.
+    pub files: &'s Files,
 }
 
 impl Scope<'_> {
-    fn lookup(&self, path: &str) -> Option<&Value> {
+    /// What a name means.
+    pub fn value(&self, path: &str) -> Option<&Value> {
         let (head, rest) = path.split_once('.').map_or((path, None), |(head, rest)| (head, Some(rest)));
+        if let Some((_, item)) = self.items.iter().find(|(name, _)| name == head) {
+            return walk(item, rest);
+        }
         match (head, rest) {
             ("params", Some(rest)) => walk_map(self.params, rest),
             ("matrix", Some(rest)) => {
@@ -31,12 +37,6 @@ impl Scope<'_> {
                 None => walk_map(self.params, path),
             },
         }
-    }
-
-    /// The place of `written` inside of a value; the whole value where it cannot be found, such as in a folded text.
-    pub fn narrow(&self, span: Span, written: &str) -> Span {
-        let inside = self.text.get(span.start..span.end).and_then(|value| value.find(written)).filter(|_| !written.is_empty());
-        inside.map_or(span, |at| Span::new(span.start + at, span.start + at + written.len()))
     }
 
     fn names(&self) -> Vec<&str> {
@@ -70,7 +70,7 @@ impl Scope<'_> {
             Ok(pieces) => pieces,
             Err(problem) => {
                 let written = problem.message.split('`').nth(1).unwrap_or_default().to_owned();
-                problems.push(problem.at(self.narrow(span, &written), "here"));
+                problems.push(problem.at(self.files.narrow(span, &written), "here"));
                 return Value::Null;
             }
         };
@@ -87,7 +87,7 @@ impl Scope<'_> {
                             "template::not-text",
                             format!("`${{{name}}}` is {} and cannot stand inside text", value_type_name(value)),
                         )
-                        .at(self.narrow(span, &format!("${{{name}}}")), "here"),
+                        .at(self.files.narrow(span, &format!("${{{name}}}")), "here"),
                     ),
                     Some(value) => out.push_str(&plain(value)),
                     None => {}
@@ -98,19 +98,24 @@ impl Scope<'_> {
     }
 
     fn named(&self, name: &str, span: Span, problems: &mut Problems) -> Option<&Value> {
-        let found = self.lookup(name);
+        let found = self.value(name);
         if found.is_none() {
-            let problem = Problem::new("template::unknown-name", format!("`${{{name}}}` means nothing here"))
-                .at(self.narrow(span, &format!("${{{name}}}")), "no param and no axis of this stage");
-            let wrong = name.strip_prefix("params.").or_else(|| name.strip_prefix("matrix.")).unwrap_or(name);
-            let names = self.names();
-            problems.push(if names.is_empty() {
-                problem.help("declare it under `params:` at the top of the file, or write `$${` for a plain `${`")
-            } else {
-                problem.nearest(wrong, names)
-            });
+            problems.push(self.unknown(name, self.files.narrow(span, &format!("${{{name}}}"))));
         }
         found
+    }
+
+    /// The complaint about a name that means nothing.
+    pub fn unknown(&self, name: &str, place: Span) -> Problem {
+        let problem = Problem::new("template::unknown-name", format!("`${{{name}}}` means nothing here"))
+            .at(place, "no param and no axis of this stage");
+        let wrong = name.strip_prefix("params.").or_else(|| name.strip_prefix("matrix.")).unwrap_or(name);
+        let names = self.names();
+        if names.is_empty() {
+            problem.help("declare it under `params:` at the top of the file, or write `$${` for a plain `${`")
+        } else {
+            problem.nearest(wrong, names)
+        }
     }
 }
 
@@ -131,13 +136,20 @@ fn walk_map<'v>(map: &'v Map<String, Value>, path: &str) -> Option<&'v Value> {
     walk(map.get(head)?, rest)
 }
 
+/// A part of a text.
 #[derive(Debug, PartialEq, Eq)]
-enum Piece<'t> {
+pub enum Piece<'t> {
+    /// What stands for itself; exactly `${` where that was written as `$${`.
     Text(&'t str),
+    /// What stands between `${` and `}`.
     Name(&'t str),
 }
 
-fn split(text: &str) -> Result<Vec<Piece<'_>>, Problem> {
+/// Splits a text at its `${…}`.
+///
+/// # Errors
+/// If one is not closed, or holds no name.
+pub fn split(text: &str) -> Result<Vec<Piece<'_>>, Problem> {
     let mut pieces = Vec::new();
     let mut rest = text;
     while let Some(at) = rest.find("${") {
@@ -184,7 +196,9 @@ mod tests {
     fn fill(text: &str) -> Result<Value, Problems> {
         let params = json!({"n": 3, "deep": {"er": [1, 2]}, "name": "x", "seed": 9});
         let matrix = BTreeMap::from([("seed".to_owned(), json!(7))]);
-        Scope { params: params.as_object().unwrap(), matrix: &matrix, text }.fill(&parse(text).unwrap())
+        let mut files = Files::new();
+        files.add("test", text.to_owned());
+        Scope { params: params.as_object().unwrap(), items: &[], matrix: &matrix, files: &files }.fill(&parse(text, 0).unwrap())
     }
 
     #[test]

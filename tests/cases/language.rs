@@ -58,6 +58,16 @@ fn set_overrides_declared_params_only() {
 }
 
 #[test]
+fn a_mistake_in_a_set_is_not_shown_in_the_file() {
+    let project = Project::new(MATRIX);
+    for value in ["base=\"2\"x", "base=[1,", "base={a: 1, a: 2}", "base=!t 1"] {
+        let done = project.call(&["plan", "--set", value]);
+        assert_eq!(done.code, Some(2), "{value}");
+        assert!(done.err.contains("--set base") && !done.err.contains("trestle.yaml"), "{}", done.err);
+    }
+}
+
+#[test]
 fn two_stages_that_do_the_same_run_once() {
     let same = |name: &str| format!("  {name}: {{ in: {{ x: a }}, run: 'sleep 0.3; cp {{in.x}} {{out.y}}', out: {{ y: y }} }}\n");
     let project = Project::new(&format!("stages:\n  a: {{ run: 'echo 1 > {{out.x}}', out: {{ x: x }} }}\n{}{}", same("b"), same("c")));

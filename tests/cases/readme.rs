@@ -9,6 +9,27 @@ fn block(after: &str) -> String {
     rest[begin..begin + rest[begin..].find("```").unwrap()].to_owned()
 }
 
+/// Every example of the reference that is a whole pipeline.
+#[test]
+fn the_examples_of_the_reference_are_pipelines() {
+    let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/pipeline.md")).unwrap();
+    let examples: Vec<&str> = text.split("```yaml\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
+    let whole: Vec<&&str> = examples.iter().filter(|example| example.contains("stages:\n")).collect();
+    assert!(whole.len() >= 7, "{}", whole.len());
+    for example in whole {
+        let project = Project::new(example);
+        for file in ["text.txt", "tool.py", "Makefile", "s.csv", "l.csv", "small.csv", "large.csv"] {
+            project.write(file, "a b\n");
+        }
+        project.write("data/data.yaml", "params: { size: 1 }\nstages:\n  prepare: { run: 'echo ${size} > {out.set}', out: { set: s } }\n");
+        project.say(&["plan"]);
+        if example.contains("exclude:") {
+            let names = ["test[note=fast,os=linux,v=1]", "test[note=fast,os=linux,v=2]", "test[os=bsd,v=3]", "test[os=mac,v=2]"];
+            assert_eq!(project.plan().into_keys().collect::<Vec<_>>(), names);
+        }
+    }
+}
+
 #[test]
 fn the_first_pipeline_runs() {
     let project = Project::new(&block("## A first pipeline"));

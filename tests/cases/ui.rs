@@ -30,10 +30,11 @@ fn every_bad_pipeline_prints_what_it_should() {
 
 fn printed(folder: &Path, name: &str) -> String {
     let cache = tempfile::tempdir().unwrap();
-    // A line `# set: a=b` gives a `--set`.
+    // A line `# set: a=b` gives a `--set`, a line `# args: …` any words.
     let yaml = std::fs::read_to_string(folder.join(name)).unwrap();
     let sets = yaml.lines().filter_map(|line| line.strip_prefix("# set: ")).flat_map(|set| ["--set".to_owned(), set.to_owned()]);
-    let done = text(trestle(folder).args(["plan", name, "--cache"]).arg(cache.path()).args(sets).output().unwrap());
+    let args = yaml.lines().filter_map(|line| line.strip_prefix("# args: ")).flat_map(str::split_whitespace);
+    let done = text(trestle(folder).args(["plan", name, "--cache"]).arg(cache.path()).args(sets).args(args).output().unwrap());
     assert_eq!(done.code, Some(2), "{name}: {}{}", done.out, done.err);
     assert_eq!(done.out, "", "{name} printed to standard output");
     done.err.replace(&folder.display().to_string(), "…")

@@ -1,5 +1,14 @@
 //! A scratch project and what a run of the real binary in it did.
 
+pub mod model;
+pub mod mount;
+pub mod processes;
+pub mod store;
+pub mod terminal;
+mod witness;
+
+pub use witness::{Witness, await_that};
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -50,6 +59,15 @@ pub fn trestle(dir: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_trestle"));
     let path = std::env::var_os("PATH").unwrap();
     command.current_dir(dir).env_clear().env("PATH", path).env("NO_COLOR", "1").env("COLUMNS", "100").stdin(Stdio::null());
+    command
+}
+
+/// The real binary as the leader of a session of its own, so that all that it starts can be found.
+pub fn trestle_in_session(dir: &Path) -> Command {
+    let plain = trestle(dir);
+    let mut command = Command::new("setsid");
+    command.arg(plain.get_program()).current_dir(dir).env_clear().stdin(Stdio::null());
+    command.envs(plain.get_envs().filter_map(|(name, value)| Some((name, value?))));
     command
 }
 
@@ -165,4 +183,9 @@ pub fn files(dir: &Path) -> Vec<PathBuf> {
     }
     found.sort();
     found
+}
+
+/// A number from the environment, by which the long tests are made longer.
+pub fn number(name: &str, default: u32) -> u32 {
+    std::env::var(name).map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name} is no number: {text}")))
 }

@@ -1,8 +1,8 @@
 //! What goes out: contents are laid down as files and folders, hashed on the way.
 
 use std::fs::{self, Permissions};
-use std::io;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::io::{self, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
@@ -11,7 +11,10 @@ use super::{Cache, How, ListedFile};
 use crate::content::{Content, ObjectId};
 use crate::digest::BlobId;
 use crate::error::{Error, Result};
-use crate::files::{hash_file, remove_all, special};
+use crate::files::{hash_file, is_executable, remove_all, special};
+
+/// Files up to this size are read whole and written anew.
+const SMALL: u64 = 64 << 10;
 
 impl Cache {
     /// Lays a content down at `dest`, where nothing may lie yet. The folders above are made.
@@ -22,6 +25,11 @@ impl Cache {
     /// [`Error::Damaged`] and [`Error::Missing`] name the object, and nothing stays, a damaged blob in the store neither;
     /// [`Error::Exists`]; [`Error::Io`].
     pub fn materialize(&self, content: &Content, dest: impl AsRef<Path>, how: How) -> Result<()> {
+        if let Content::Blob { id, size, executable } = *content
+            && size <= SMALL
+        {
+            return self.give_small(&id, executable, dest.as_ref(), how);
+        }
         let listing = self.listing(content)?;
         build_beside(dest.as_ref(), |root| {
             for dir in &listing.dirs {
@@ -35,6 +43,12 @@ impl Cache {
             }
             Ok(())
         })
+    }
+
+    /// A small file is cheaper to write than to link, and a copy cannot damage the store.
+    fn give_small(&self, id: &BlobId, executable: bool, dest: &Path, how: How) -> Result<()> {
+        let bytes = self.read_blob(id)?;
+        write_new(dest, &bytes, mode(how, executable))
     }
 
     fn give_file(&self, file: &ListedFile, to: &Path, how: How) -> Result<()> {
@@ -70,7 +84,16 @@ impl Cache {
     /// Those of [`Cache::source`] and [`Cache::materialize`], and nothing stays.
     pub fn copy_source(&self, from: impl AsRef<Path>, dest: impl AsRef<Path>) -> Result<Content> {
         let from = from.as_ref();
-        self.refuse_own_folder(from)?;
+        let meta = fs::metadata(from).map_err(Error::io("read", from))?;
+        if meta.is_file() && meta.len() <= SMALL {
+            let bytes = fs::read(from).map_err(Error::io("read", from))?;
+            let executable = is_executable(&meta);
+            write_new(dest.as_ref(), &bytes, mode(How::Copy, executable))?;
+            return Ok(Content::Blob { id: BlobId::of(&bytes), size: bytes.len() as u64, executable });
+        }
+        if meta.is_dir() {
+            self.refuse_own_folder(from)?;
+        }
         build_beside(dest.as_ref(), |root| {
             copy_all(from, root)?;
             self.source(root)
@@ -124,12 +147,35 @@ fn below(root: &Path, path: &Path) -> PathBuf {
     if path.as_os_str().is_empty() { root.to_owned() } else { root.join(path) }
 }
 
-fn set_mode(path: &Path, how: How, executable: bool) -> Result<()> {
-    let mode = match (how, executable) {
+/// Writes a file that is not there yet; nothing stays of one that cannot be written whole.
+fn write_new(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
+    let create = || fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(path);
+    let mut file = match create() {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => return Err(Error::Exists { path: path.to_owned() }),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            let parent = path.parent().unwrap_or(path);
+            fs::create_dir_all(parent).map_err(Error::io("create", parent))?;
+            create()
+        }
+        other => other,
+    }
+    .map_err(Error::io("create", path))?;
+    file.write_all(bytes).map_err(|e| {
+        // The first error is the one that tells.
+        let _ = fs::remove_file(path);
+        Error::io("write", path)(e)
+    })
+}
+
+fn mode(how: How, executable: bool) -> u32 {
+    match (how, executable) {
         (How::Copy, false) => 0o644,
         (How::Copy, true) => 0o755,
         (How::Link, false) => 0o444,
         (How::Link, true) => 0o555,
-    };
-    fs::set_permissions(path, Permissions::from_mode(mode)).map_err(Error::io("change the mode of", path))
+    }
+}
+
+fn set_mode(path: &Path, how: How, executable: bool) -> Result<()> {
+    fs::set_permissions(path, Permissions::from_mode(mode(how, executable))).map_err(Error::io("change the mode of", path))
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, Permissions};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use rayon::prelude::*;
@@ -12,7 +12,7 @@ use crate::content::Content;
 use crate::digest::{BlobId, TreeId};
 use crate::error::{Error, Result};
 use crate::files::{Scan, Stat, hash_file, is_executable, remove_all, special};
-use crate::store::Staged;
+use crate::store::{Durability, Staged};
 
 impl Cache {
     /// Names the project file or folder at `path`, a link to one too. A file whose stat is known is not read. Nothing is stored.
@@ -66,7 +66,7 @@ impl Cache {
     /// # Errors
     /// [`Error::LinkLeaves`], [`Error::Special`], [`Error::NotUtf8`] and [`Error::HoldsCache`] before anything is moved;
     /// [`Error::Changing`] if a file is still being written to; [`Error::Io`].
-    pub fn ingest(&self, path: impl AsRef<Path>) -> Result<Content> {
+    pub fn ingest(&self, path: impl AsRef<Path>, durability: Durability) -> Result<Content> {
         let path = path.as_ref();
         let meta = fs::symlink_metadata(path).map_err(Error::io("read", path))?;
         if meta.is_symlink() {
@@ -74,17 +74,17 @@ impl Cache {
             Err(Error::LinkLeaves { path: path.to_owned(), target: target.to_string_lossy().into_owned() })
         } else if meta.is_file() {
             let (content, staged) = self.take_file(path, true)?;
-            self.store.commit(staged.as_slice())?;
+            self.store.commit(staged.as_slice(), durability)?;
             Ok(content)
         } else if meta.is_dir() {
             self.refuse_own_folder(path)?;
-            self.ingest_folder(&Scan::new(path)?)
+            self.ingest_folder(&Scan::new(path)?, durability)
         } else {
             Err(special(path, meta.file_type()))
         }
     }
 
-    fn ingest_folder(&self, scan: &Scan) -> Result<Content> {
+    fn ingest_folder(&self, scan: &Scan, durability: Durability) -> Result<Content> {
         let taken = scan.files.par_iter().map(|file| self.take_file(file, true)).collect::<Result<Vec<_>>>()?;
         let (contents, staged): (Vec<_>, Vec<_>) = taken.into_iter().unzip();
         let mut staged: Vec<_> = staged.into_iter().flatten().collect();
@@ -93,7 +93,7 @@ impl Cache {
         for bytes in trees.values() {
             staged.push(self.store.stage(&mut bytes.as_slice())?);
         }
-        self.store.commit(&staged)?;
+        self.store.commit(&staged, durability)?;
         Ok(Content::Tree { id })
     }
 
@@ -103,19 +103,22 @@ impl Cache {
     /// [`Error::Io`] if it is not there or not a file.
     pub fn store_file(&self, path: impl AsRef<Path>) -> Result<Content> {
         let (content, staged) = self.take_file(path.as_ref(), false)?;
-        self.store.commit(staged.as_slice())?;
+        self.store.commit(staged.as_slice(), Durability::Later)?;
         Ok(content)
     }
 
     /// Makes a file a staged blob, moving it if it `may_move`; none if the store has it and knows it to be sound.
     fn take_file(&self, path: &Path, may_move: bool) -> Result<(Content, Option<Staged>)> {
-        let executable = is_executable(&fs::metadata(path).map_err(Error::io("read", path))?);
-        let staged = self.store.temporary("blob");
-        if !(may_move && move_file(path, &staged)) {
-            copy_bytes(path, &staged)?;
-        }
+        let meta = fs::metadata(path).map_err(Error::io("read", path))?;
+        let staged = if may_move && self.store.can_take(&meta) && fs::set_permissions(path, Permissions::from_mode(0o444)).is_ok() {
+            path.to_owned()
+        } else {
+            let copy = self.store.temporary("blob")?;
+            copy_bytes(path, &copy)?;
+            copy
+        };
         let hashed = hash_file(&staged)?;
-        let content = Content::Blob { id: hashed.id, size: hashed.stat.size, executable };
+        let content = Content::Blob { id: hashed.id, size: hashed.stat.size, executable: is_executable(&meta) };
         if self.is_known_sound(&hashed.id) {
             remove_all(&staged)?;
             return Ok((content, None));
@@ -130,12 +133,6 @@ impl Cache {
         let meta = fs::symlink_metadata(self.blob_path(id));
         meta.is_ok_and(|meta| meta.is_file() && self.index.known(&Stat::from(&meta)) == Some(*id))
     }
-}
-
-/// Moves a file and makes it read-only, where no other name leads to its bytes. Says whether it did.
-fn move_file(from: &Path, to: &Path) -> bool {
-    let alone = fs::symlink_metadata(from).is_ok_and(|meta| meta.nlink() == 1);
-    alone && fs::set_permissions(from, Permissions::from_mode(0o444)).is_ok() && fs::rename(from, to).is_ok()
 }
 
 /// Copies a file's bytes into a new read-only file. Shares the disk's blocks where the file system can.

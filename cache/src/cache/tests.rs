@@ -1,5 +1,6 @@
 #![allow(clippy::unwrap_used)]
 
+use std::collections::BTreeMap;
 use std::fs::{self, FileTimes, OpenOptions, Permissions};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
@@ -7,7 +8,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::*;
+use crate::manifest::{Manifest, Section};
+use crate::record::Provenance;
 use crate::record::{BadRecord, tests::sample};
+use crate::store::Durability;
 
 /// A scratch project with a cache in it.
 struct Project {
@@ -103,7 +107,7 @@ fn folders_come_back_as_they_went_in() {
     let folder = project.rich_folder("out");
     let before = describe(&folder);
     let named = project.cache.source(&folder).unwrap();
-    let content = project.cache.ingest(&folder).unwrap();
+    let content = project.cache.ingest(&folder, Durability::Later).unwrap();
     assert_eq!(named, content, "a folder has one name, as a source and as an output");
     assert_eq!(project.cache.check(&content).unwrap(), Health::Sound);
     for how in [How::Copy, How::Link] {
@@ -125,7 +129,7 @@ fn files_come_back_with_their_executable_bit() {
     let path = project.write("run.sh", "#!/bin/sh\n");
     let plain = project.cache.source(&path).unwrap();
     fs::set_permissions(&path, Permissions::from_mode(0o755)).unwrap();
-    let content = project.cache.ingest(&path).unwrap();
+    let content = project.cache.ingest(&path, Durability::Later).unwrap();
     assert_ne!(content, plain);
     assert_eq!(blob(&content), blob(&plain), "the bytes are the same blob");
     assert_eq!(project.cache.read_blob(&blob(&content)).unwrap(), b"#!/bin/sh\n");
@@ -139,7 +143,7 @@ fn files_come_back_with_their_executable_bit() {
 #[test]
 fn damage_with_the_mtime_restored_is_found_and_mended() {
     let mut project = Project::new();
-    let content = project.cache.ingest(project.write("out", "right")).unwrap();
+    let content = project.cache.ingest(project.write("out", "right"), Durability::Later).unwrap();
     let path = project.cache.blob_path(&blob(&content));
     settle();
     assert_eq!(project.cache.check(&content).unwrap(), Health::Sound);
@@ -151,7 +155,7 @@ fn damage_with_the_mtime_restored_is_found_and_mended() {
     let damaged = ObjectId::Blob(blob(&content));
     assert_eq!(project.cache.check(&content).unwrap(), Health::Damaged(damaged));
     let again = || {
-        project.cache.ingest(project.write("out", "right")).unwrap();
+        project.cache.ingest(project.write("out", "right"), Durability::Later).unwrap();
         flip(&path);
     };
     for how in [How::Copy, How::Link] {
@@ -168,12 +172,12 @@ fn damage_with_the_mtime_restored_is_found_and_mended() {
 
     again();
     // Made anew: the damaged blob is replaced, with or without being forgotten first.
-    assert_eq!(project.cache.ingest(project.write("out", "right")).unwrap(), content);
+    assert_eq!(project.cache.ingest(project.write("out", "right"), Durability::Later).unwrap(), content);
     assert_eq!(project.cache.check(&content).unwrap(), Health::Sound);
     flip(&path);
     project.cache.forget(damaged).unwrap();
     assert_eq!(project.cache.check(&content).unwrap(), Health::Missing(damaged));
-    project.cache.ingest(project.write("out", "right")).unwrap();
+    project.cache.ingest(project.write("out", "right"), Durability::Later).unwrap();
     assert_eq!(project.cache.check(&content).unwrap(), Health::Sound);
 }
 
@@ -181,7 +185,7 @@ fn damage_with_the_mtime_restored_is_found_and_mended() {
 #[test]
 fn bytes_that_rot_behind_their_stat_are_not_served() {
     let project = Project::new();
-    let content = project.cache.ingest(project.write("out", "right")).unwrap();
+    let content = project.cache.ingest(project.write("out", "right"), Durability::Later).unwrap();
     let path = project.cache.blob_path(&blob(&content));
     flip(&path);
     let rotten = hash_file(&path).unwrap();
@@ -196,7 +200,7 @@ fn bytes_that_rot_behind_their_stat_are_not_served() {
 fn damage_at_once_after_the_ingest_is_found() {
     for _ in 0..50 {
         let project = Project::new();
-        let content = project.cache.ingest(project.write("out", "right")).unwrap();
+        let content = project.cache.ingest(project.write("out", "right"), Durability::Later).unwrap();
         assert_eq!(project.cache.check(&content).unwrap(), Health::Sound);
         flip(&project.cache.blob_path(&blob(&content)));
         assert!(matches!(project.cache.check(&content).unwrap(), Health::Damaged(_)));
@@ -207,7 +211,7 @@ fn damage_at_once_after_the_ingest_is_found() {
 fn every_object_of_a_tree_is_checked() {
     let project = Project::new();
     let folder = project.rich_folder("out");
-    let content = project.cache.ingest(&folder).unwrap();
+    let content = project.cache.ingest(&folder, Durability::Later).unwrap();
     let blobs = project.path(".trestle/blobs");
     let objects: Vec<_> = describe(&blobs).into_iter().filter(|(_, what)| what.starts_with("file")).collect();
     assert_eq!(objects.len(), 3 + 5, "three files; the root, deep, deep/er, empty, empty/nested");
@@ -229,7 +233,7 @@ fn every_object_of_a_tree_is_checked() {
 #[test]
 fn a_stage_that_writes_to_a_linked_input_is_found_out() {
     let project = Project::new();
-    let content = project.cache.ingest(project.write("out", "right")).unwrap();
+    let content = project.cache.ingest(project.write("out", "right".repeat(20_000)), Durability::Later).unwrap();
     let dest = project.path("work/in");
     project.cache.materialize(&content, &dest, How::Link).unwrap();
     // As root, or after a chmod, mode 0444 does not protect it.
@@ -242,7 +246,7 @@ fn a_stage_that_writes_to_a_linked_input_is_found_out() {
 #[test]
 fn settled_blobs_are_known_by_their_stat() {
     let mut project = Project::new();
-    let content = project.cache.ingest(project.rich_folder("out")).unwrap();
+    let content = project.cache.ingest(project.rich_folder("out"), Durability::Later).unwrap();
     project.cache.materialize(&content, project.path("in"), How::Link).unwrap();
     remove_all_of(&project.path("in"));
     settle();
@@ -311,7 +315,7 @@ fn odd_things_are_refused_before_anything_is_moved() {
     let folder = project.rich_folder("out");
     let before = describe(&folder);
     let refused = |wanted: &str| {
-        for error in [project.cache.source(&folder).unwrap_err(), project.cache.ingest(&folder).unwrap_err()] {
+        for error in [project.cache.source(&folder).unwrap_err(), project.cache.ingest(&folder, Durability::Later).unwrap_err()] {
             assert!(error.to_string().contains(wanted), "{error}");
         }
     };
@@ -336,24 +340,26 @@ fn odd_things_are_refused_before_anything_is_moved() {
     let error = project.cache.source(project.path("nowhere")).unwrap_err();
     assert!(error.to_string().contains("nowhere"), "{error}");
     symlink("a.txt", project.path("link")).unwrap();
-    assert!(matches!(project.cache.ingest(project.path("link")), Err(Error::LinkLeaves { .. })));
+    assert!(matches!(project.cache.ingest(project.path("link"), Durability::Later), Err(Error::LinkLeaves { .. })));
 }
 
 #[test]
 fn a_file_with_another_hard_link_is_copied() {
     let project = Project::new();
-    let path = project.write("out", "right");
+    // Large enough to be linked.
+    let right = "right".repeat(20_000);
+    let path = project.write("out", &right);
     project.cache.store_file(&path).unwrap();
-    assert_eq!((fs::read(&path).unwrap(), fs::metadata(&path).unwrap().mode() & 0o200), (b"right".to_vec(), 0o200), "left as it was");
+    assert_eq!((fs::read(&path).unwrap(), fs::metadata(&path).unwrap().mode() & 0o200), (right.into_bytes(), 0o200), "left as it was");
     fs::hard_link(&path, project.path("other")).unwrap();
-    let content = project.cache.ingest(&path).unwrap();
+    let content = project.cache.ingest(&path, Durability::Later).unwrap();
     fs::write(project.path("other"), "wrong").unwrap();
     assert_eq!(project.cache.check(&content).unwrap(), Health::Sound);
 
     // A stage that moves its linked input into its outputs shares no file with the store either.
     project.cache.materialize(&content, project.path("in"), How::Link).unwrap();
     fs::rename(project.path("in"), project.path("moved")).unwrap();
-    assert_eq!(project.cache.ingest(project.path("moved")).unwrap(), content);
+    assert_eq!(project.cache.ingest(project.path("moved"), Durability::Later).unwrap(), content);
     flip(&project.path("moved"));
     assert_eq!(project.cache.check(&content).unwrap(), Health::Sound);
 }
@@ -367,7 +373,7 @@ fn many_threads_ingest_one_blob() {
             let (project, bytes) = (&project, &bytes);
             scope.spawn(move || {
                 for round in 0..5 {
-                    let content = project.cache.ingest(project.write(&format!("{thread}-{round}"), bytes)).unwrap();
+                    let content = project.cache.ingest(project.write(&format!("{thread}-{round}"), bytes), Durability::Later).unwrap();
                     assert_eq!(project.cache.check(&content).unwrap(), Health::Sound);
                     let dest = project.path(&format!("in-{thread}-{round}"));
                     project.cache.materialize(&content, dest, How::Link).unwrap();
@@ -386,13 +392,17 @@ fn a_bad_record_is_absent_with_a_reason() {
     assert_eq!(project.cache.lookup(&record.key).unwrap(), Lookup::Absent);
     project.cache.put_record(&record).unwrap();
     assert_eq!(project.cache.record(&record.key).unwrap(), Some(record.clone()));
-    let folder = project.path(".trestle/records");
-    let file = describe(&folder).into_iter().find(|(_, what)| what != "folder").unwrap().0;
-    let file = folder.join(file);
-    let bytes = fs::read(&file).unwrap();
-    fs::write(&file, &bytes[..bytes.len() / 2]).unwrap();
+    let file = project.path(".trestle/records");
+    let mut bytes = fs::read(&file).unwrap();
+    let middle = bytes.len() - 100;
+    bytes[middle] ^= 1;
+    fs::write(&file, &bytes).unwrap();
     assert_eq!(project.cache.lookup(&record.key).unwrap(), Lookup::Bad(BadRecord::Checksum));
     assert_eq!(project.cache.record(&record.key).unwrap(), None);
+    project.cache.put_record(&record).unwrap();
+    assert_eq!(project.cache.record(&record.key).unwrap(), Some(record.clone()));
+    fs::write(&file, &bytes[..bytes.len() / 2]).unwrap();
+    assert_eq!(project.cache.lookup(&record.key).unwrap(), Lookup::Absent, "cut short");
     project.cache.put_record(&record).unwrap();
     assert_eq!(project.cache.record(&record.key).unwrap(), Some(record.clone()));
     project.cache.remove_record(&record.key).unwrap();
@@ -419,7 +429,7 @@ fn a_copied_source_is_named_as_it_was_copied() {
 #[test]
 fn one_run_at_a_time() {
     let project = Project::new();
-    let lock = project.cache.lock().unwrap();
+    let lock = project.cache.try_lock().unwrap().unwrap();
     assert!(project.cache.try_lock().unwrap().is_none());
     drop(lock);
     assert!(project.cache.try_lock().unwrap().is_some());
@@ -434,7 +444,7 @@ fn temporary_folders_are_fresh_and_go_with_the_cache() {
     project.write("sealed/file", "x");
     fs::rename(project.path("sealed"), one.join("sealed")).unwrap();
     fs::set_permissions(one.join("sealed"), Permissions::from_mode(0o500)).unwrap();
-    assert_eq!(project.cache.sweep_tmp(&project.cache.lock().unwrap()).unwrap(), 0, "its owner lives");
+    assert_eq!(project.cache.sweep_tmp(&mut |_| {}).unwrap(), 0, "its owner lives");
     drop(project.cache);
     assert!(!one.exists() && !two.exists());
 }
@@ -445,4 +455,48 @@ fn another_format_is_refused() {
     fs::write(project.path(".trestle/format"), "trestle cache v0\n").unwrap();
     let error = Cache::open(project.path(".trestle")).unwrap_err();
     assert!(matches!(&error, Error::Format { found, .. } if found == "trestle cache v0"), "{error}");
+}
+
+fn record_of(project: &Project, name: &str, made: u64) -> ActionRecord {
+    let mut manifest = Manifest::new();
+    manifest.push(Section::Stage, "kind", name);
+    let content = project.cache.ingest(project.write("out", name.repeat(1000)), Durability::Later).unwrap();
+    let provenance = Provenance { stage: name.to_owned(), started_unix_ms: made, ..Provenance::default() };
+    let record = ActionRecord::new(manifest, [("out".to_owned(), content)].into(), BTreeMap::new(), provenance);
+    project.cache.put_record(&record).unwrap();
+    record
+}
+
+#[test]
+fn collecting_keeps_what_is_referred_to_and_the_newest() {
+    let project = Project::new();
+    let records: Vec<_> = (1..=4).map(|i| record_of(&project, &format!("{i}"), i)).collect();
+    // A blob that no record names: a killed run.
+    project.cache.ingest(project.write("out", "orphan"), Durability::Later).unwrap();
+    let live = [records[0].key].into();
+    let lock = project.cache.try_lock().unwrap().unwrap();
+    let bounds = Bounds { max_size: Some(2000), dry_run: true, ..Bounds::default() };
+    let planned = project.cache.collect(&lock, &live, &bounds).unwrap();
+    assert_eq!((planned.records, planned.records_removed, planned.records_live, planned.blobs, planned.blobs_removed), (4, 2, 1, 5, 3));
+    assert!(project.cache.record(&records[1].key).unwrap().is_some(), "a dry run removes nothing");
+    assert_eq!(project.cache.collect(&lock, &live, &Bounds { dry_run: false, ..bounds }).unwrap(), planned);
+    let left: Vec<bool> = records.iter().map(|record| project.cache.record(&record.key).unwrap().is_some()).collect();
+    assert_eq!(left, [true, false, false, true]);
+    assert_eq!(project.cache.check(&records[0].outputs["out"]).unwrap(), Health::Sound);
+    let old = Bounds { max_age: Some(std::time::Duration::from_secs(1)), ..Bounds::default() };
+    assert_eq!(project.cache.collect(&lock, &live, &old).unwrap().records_removed, 1);
+    assert!(project.cache.record(&records[0].key).unwrap().is_some(), "it is referred to");
+}
+
+#[test]
+fn verifying_finds_and_mends() {
+    let project = Project::new();
+    let records: Vec<_> = (1..=3).map(|i| record_of(&project, &format!("{i}"), i)).collect();
+    assert!(project.cache.verify(false).unwrap().is_sound());
+    flip(&project.cache.blob_path(&blob(&records[0].outputs["out"])));
+    fs::remove_file(project.cache.blob_path(&blob(&records[1].outputs["out"]))).unwrap();
+    let found = project.cache.verify(true).unwrap();
+    assert_eq!((found.records, found.blobs, found.bad_blobs.len(), found.incomplete.len()), (1, 1, 1, 2));
+    assert!(project.cache.verify(false).unwrap().is_sound());
+    assert!(project.cache.record(&records[0].key).unwrap().is_none());
 }

@@ -2,23 +2,26 @@
 //!
 //! ```text
 //! blobs/ab/cdef…         a file's bytes under their BLAKE3, mode 0444; trees too
-//! records/ab/cdef….rec   what an action gave
+//! records                what actions gave, see `log`
 //! tmp/                   temporary files, on the same file system, so that a rename ends every write
 //! ```
 //!
 //! # Durability
 //! A final name is only ever given by a rename of a finished file, so a process that is killed leaves temporary files alone. A
-//! machine that loses power could still keep the name and lose the bytes, and a lost blob may cost hours of training, so blobs and
-//! records are synced before the rename: one by one if they are few, else with one `syncfs`. Folders are not synced: a name that is
-//! lost is found missing, and its stage runs again.
+//! machine that loses power could still keep the name and lose the bytes. Where a lost blob would cost hours of training the caller
+//! asks for it to be [`Durable`](Durability::Durable): it is synced before it gets its name. A stage of milliseconds is not worth
+//! an fsync; what it gave is synced with everything else by [`LocalStore::sync`], at the end of a run at the latest, and whatever a
+//! crash before that took is found by its hash or missed by its name, and made again. Folders are not synced for the same reason.
 
 use std::fs::{self, File, Permissions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use rayon::prelude::*;
 
+use super::log::RecordLog;
 use super::session::{Session, sweep};
 use super::{Store, copy_hashed};
 use crate::content::ObjectId;
@@ -32,7 +35,22 @@ const MANY: usize = 16;
 #[derive(Debug)]
 pub struct LocalStore {
     root: PathBuf,
-    session: Session,
+    records: RecordLog,
+    /// Of the file system.
+    device: OnceLock<u64>,
+    /// Begun by the first temporary file: who only reads leaves no trace, and may do so in a folder that cannot be written.
+    session: OnceLock<Session>,
+    /// Blobs that have their name and were not synced yet.
+    unsynced: Mutex<Vec<PathBuf>>,
+}
+
+/// Whether what is stored must survive a loss of power at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Durability {
+    /// On disk before it has its name.
+    Durable,
+    /// On disk with the next [`sync`](crate::Cache::sync).
+    Later,
 }
 
 /// A finished temporary file that waits for its name.
@@ -49,12 +67,8 @@ impl LocalStore {
     /// Names the folder that cannot be made.
     pub fn open(root: impl Into<PathBuf>) -> Result<Self> {
         let root = root.into();
-        for name in ["blobs", "records", "tmp"] {
-            let folder = root.join(name);
-            fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
-        }
-        let session = Session::start(&root.join("tmp"))?;
-        Ok(Self { root, session })
+        let records = RecordLog::new(root.join("records"));
+        Ok(Self { root, records, device: OnceLock::new(), session: OnceLock::new(), unsynced: Mutex::default() })
     }
 
     /// Where a blob lies or would lie.
@@ -63,27 +77,56 @@ impl LocalStore {
         self.root.join("blobs").join(&name[..2]).join(&name[2..])
     }
 
-    fn record_path(&self, key: &ActionKey) -> PathBuf {
-        let name = key.to_string();
-        self.root.join("records").join(&name[..2]).join(format!("{}.rec", &name[2..]))
+    /// Whether a file can become a blob by a rename: it lies on the store's file system, and no other name leads to its bytes.
+    pub(crate) fn can_take(&self, file: &fs::Metadata) -> bool {
+        let device = *self.device.get_or_init(|| fs::metadata(&self.root).map_or(0, |meta| meta.dev()));
+        file.nlink() == 1 && file.dev() == device
+    }
+
+    /// The records.
+    pub(crate) fn records(&self) -> &RecordLog {
+        &self.records
     }
 
     /// A path for a temporary file or folder of this process, never given before.
-    pub(crate) fn temporary(&self, name: &str) -> PathBuf {
-        self.session.path(name)
+    pub(crate) fn temporary(&self, name: &str) -> Result<PathBuf> {
+        if let Some(session) = self.session.get() {
+            return Ok(session.path(name));
+        }
+        let tmp = self.root.join("tmp");
+        fs::create_dir_all(&tmp).map_err(Error::io("create", &tmp))?;
+        let session = Session::start(&tmp)?;
+        // Two threads may start one each: the second goes again.
+        Ok(self.session.get_or_init(|| session).path(name))
     }
 
-    /// Removes what killed processes left in `tmp/`, and says how many they were.
+    /// Removes what killed processes left in `tmp/`, and says how many they were. `before` is called with each folder that is to go.
     ///
     /// # Errors
-    /// Names what cannot be removed.
-    pub fn sweep(&self) -> Result<usize> {
-        sweep(&self.root.join("tmp"))
+    /// Names what cannot be read.
+    pub fn sweep(&self, before: &mut dyn FnMut(&Path)) -> Result<usize> {
+        let tmp = self.root.join("tmp");
+        if tmp.exists() { sweep(&tmp, before) } else { Ok(0) }
+    }
+
+    /// Brings everything that was stored to disk.
+    ///
+    /// # Errors
+    /// Names what cannot be synced.
+    pub fn sync(&self) -> Result<()> {
+        let paths = std::mem::take(&mut *self.unsynced.lock().unwrap_or_else(PoisonError::into_inner));
+        if paths.len() >= MANY {
+            sync_all(&self.root)?;
+        } else {
+            // A blob that is gone by now needs no sync.
+            paths.par_iter().filter(|path| path.exists()).try_for_each(|path| sync(path))?;
+        }
+        self.records.sync()
     }
 
     /// Writes `source` to a temporary file.
     pub(crate) fn stage(&self, source: &mut dyn Read) -> Result<Staged> {
-        let path = self.temporary("blob");
+        let path = self.temporary("blob")?;
         let mut write = || {
             let mut file = File::create_new(&path)?;
             let id = copy_hashed(source, &mut file)?;
@@ -99,16 +142,24 @@ impl LocalStore {
         }
     }
 
-    /// Gives staged blobs their names, once their bytes are on disk. Replaces what lies there.
-    pub(crate) fn commit(&self, staged: &[Staged]) -> Result<()> {
-        if staged.len() >= MANY {
-            let root = File::open(&self.root).map_err(Error::io("open", &self.root))?;
-            rustix::fs::syncfs(&root).map_err(|e| Error::io("sync", &self.root)(e.into()))?;
-        } else {
-            staged.par_iter().try_for_each(|blob| sync(&blob.path))?;
+    /// Gives staged blobs their names, and if they are to be durable not before their bytes are on disk. Replaces what lies there.
+    pub(crate) fn commit(&self, staged: &[Staged], durability: Durability) -> Result<()> {
+        match durability {
+            Durability::Durable if staged.len() >= MANY => sync_all(&self.root)?,
+            Durability::Durable => staged.par_iter().try_for_each(|blob| sync(&blob.path))?,
+            Durability::Later => {
+                let mut unsynced = self.unsynced.lock().unwrap_or_else(PoisonError::into_inner);
+                unsynced.extend(staged.iter().map(|blob| self.blob_path(&blob.id)));
+            }
         }
         staged.iter().try_for_each(|blob| rename(&blob.path, &self.blob_path(&blob.id)))
     }
+}
+
+/// Syncs the whole file system of a folder.
+fn sync_all(root: &Path) -> Result<()> {
+    let folder = File::open(root).map_err(Error::io("open", root))?;
+    rustix::fs::syncfs(&folder).map_err(|e| Error::io("sync", root)(e.into()))
 }
 
 fn sync(path: &Path) -> Result<()> {
@@ -157,7 +208,7 @@ impl Store for LocalStore {
             remove(&staged.path)?;
             return Err(Error::Mismatch { expected: ObjectId::Blob(*id), found: ObjectId::Blob(staged.id) });
         }
-        self.commit(&[staged])
+        self.commit(&[staged], Durability::Durable)
     }
 
     fn remove(&self, id: &BlobId) -> Result<()> {
@@ -165,23 +216,15 @@ impl Store for LocalStore {
     }
 
     fn get_record(&self, key: &ActionKey) -> Result<Option<Vec<u8>>> {
-        let path = self.record_path(key);
-        match fs::read(&path) {
-            Ok(bytes) => Ok(Some(bytes)),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(Error::io("read", &path)(e)),
-        }
+        self.records.get(key)
     }
 
     fn put_record(&self, key: &ActionKey, bytes: &[u8]) -> Result<()> {
-        let temporary = self.temporary("record");
-        fs::write(&temporary, bytes).map_err(Error::io("write", &temporary))?;
-        sync(&temporary)?;
-        rename(&temporary, &self.record_path(key))
+        self.records.put(key, bytes)
     }
 
     fn remove_record(&self, key: &ActionKey) -> Result<()> {
-        remove(&self.record_path(key))
+        if self.records.get(key)?.is_some() { self.records.put(key, b"") } else { Ok(()) }
     }
 
     fn local_path(&self, id: &BlobId) -> Option<PathBuf> {
@@ -210,12 +253,12 @@ mod tests {
         /// Every file of the store that has a final name.
         fn named(&self) -> Vec<PathBuf> {
             let list = |path: PathBuf| fs::read_dir(path).unwrap().map(|item| item.unwrap().path());
-            let shards = ["blobs", "records"].into_iter().flat_map(|name| list(self.folder.path().join(name)));
-            shards.flat_map(list).collect()
+            let blobs = self.folder.path().join("blobs");
+            if blobs.exists() { list(blobs).flat_map(list).collect() } else { Vec::new() }
         }
 
         fn temporary(&self) -> usize {
-            fs::read_dir(self.store.temporary("x").parent().unwrap()).unwrap().count()
+            fs::read_dir(self.store.temporary("x").unwrap().parent().unwrap()).unwrap().count()
         }
     }
 
@@ -276,7 +319,8 @@ mod tests {
         let local = Local::new();
         let staged: Vec<_> = (0..2 * MANY as u32).map(|i| local.store.stage(&mut &i.to_le_bytes()[..]).unwrap()).collect();
         assert_eq!(local.named().len(), 0);
-        local.store.commit(&staged).unwrap();
+        local.store.commit(&staged, Durability::Later).unwrap();
+        local.store.sync().unwrap();
         assert_eq!((local.named().len(), local.temporary()), (2 * MANY, 0));
     }
 }

@@ -3,14 +3,15 @@
 #[cfg(test)]
 mod conformance;
 mod local;
+mod log;
 mod memory;
 mod session;
 
 use std::io::{Read, Write};
 use std::path::PathBuf;
 
-pub use local::LocalStore;
 pub(crate) use local::Staged;
+pub use local::{Durability, LocalStore};
 pub use memory::MemoryStore;
 pub(crate) use session::unique;
 

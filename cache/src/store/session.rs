@@ -64,24 +64,25 @@ fn is_at(file: &File, path: &Path) -> bool {
     (open.dev(), open.ino()) == (there.dev(), there.ino())
 }
 
-/// Removes what dead sessions left below `tmp`, and says how many there were.
-pub fn sweep(tmp: &Path) -> Result<usize> {
+/// Removes what dead sessions left below `tmp`, each after a call of `before` with its folder, and says how many there were. What cannot be removed,
+/// because something still writes to it, is left for another time.
+pub fn sweep(tmp: &Path, before: &mut dyn FnMut(&Path)) -> Result<usize> {
     let mut removed = 0;
     for item in fs::read_dir(tmp).map_err(Error::io("read the folder", tmp))? {
         let path = item.map_err(Error::io("read the folder", tmp))?.path();
         if path.extension().is_some_and(|extension| extension == "lock") {
-            removed += usize::from(sweep_locked(&path)?);
+            removed += usize::from(sweep_locked(&path, before)?);
         } else if !path.with_extension("lock").exists() && path.exists() {
             // The lock comes before the folder and goes after it, so this folder's session is over.
-            remove_all(&path)?;
-            removed += 1;
+            before(&path);
+            removed += usize::from(remove_all(&path).is_ok());
         }
     }
     Ok(removed)
 }
 
 /// Removes the session of a lock that can be taken.
-fn sweep_locked(lock_path: &Path) -> Result<bool> {
+fn sweep_locked(lock_path: &Path, before: &mut dyn FnMut(&Path)) -> Result<bool> {
     let lock = match File::open(lock_path) {
         Ok(lock) => lock,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
@@ -91,9 +92,10 @@ fn sweep_locked(lock_path: &Path) -> Result<bool> {
         Err(TryLockError::WouldBlock) => Ok(false),
         Err(TryLockError::Error(e)) => Err(Error::io("lock", lock_path)(e)),
         Ok(()) => {
-            remove_all(&lock_path.with_extension(""))?;
-            remove_all(lock_path)?;
-            Ok(true)
+            let folder = lock_path.with_extension("");
+            before(&folder);
+            // The lock goes last: without it the folder counts as dead all the same.
+            Ok(remove_all(&folder).and_then(|()| remove_all(lock_path)).is_ok())
         }
     }
 }
@@ -116,7 +118,7 @@ mod tests {
         std::mem::forget(dead);
         fs::create_dir(tmp.path().join("without-a-lock")).unwrap();
 
-        assert_eq!(sweep(tmp.path()).unwrap(), 2);
+        assert_eq!(sweep(tmp.path(), &mut |_| {}).unwrap(), 2);
         assert!(!folder.exists() && !lock_path.exists() && live.folder.exists());
         drop(live);
         assert_eq!(fs::read_dir(tmp.path()).unwrap().count(), 0);

@@ -5,65 +5,74 @@ use std::collections::{BTreeMap, BinaryHeap, HashMap, HashSet};
 
 use petgraph::graph::{DiGraph, NodeIndex};
 use petgraph::visit::EdgeRef;
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::MAX_STAGES;
-use crate::pipeline::Labels;
+use super::program::{Program, Unit};
+use super::variants::{Known, Variant, Variants, variants};
 use crate::problem::{Problem, Problems, Span, suggest};
-use crate::reference::{self, Wanted};
-use crate::source::{Data, Key, Node};
-use crate::spec::{Spec, StageSpec};
+use crate::reference::{self, Reference, Wanted};
+use crate::source::{Data, Files, Node};
+use crate::spec::StageSpec;
 use crate::template::Scope;
 
 /// One variant of a stage: its own coordinates and what it wants.
 pub struct Draft {
-    /// Index into [`Spec::stages`].
+    /// Index into [`Program::stages`].
     pub spec: usize,
-    /// Coordinates from its own `matrix:`.
-    pub own: Labels,
+    /// Coordinates from its own `matrix:` and `foreach:`.
+    pub own: Variant,
     /// Inputs with their wants.
     pub inputs: Vec<DraftInput>,
 }
 
 /// An input as written, filled in.
 pub struct DraftInput {
-    /// Its key under `in:`.
-    pub key: Key,
+    /// Place among [`StageSpec::inputs`].
+    pub key: usize,
     /// Whether it was written as a list.
     pub list: bool,
     /// What it wants, with places.
     pub wants: Vec<(Wanted, Span)>,
 }
 
-/// What could be drafted, and which stages could not.
+/// What could be drafted, and what could not.
+#[derive(Default)]
 pub struct Drafted {
     /// In the order of the file.
     pub drafts: Vec<Draft>,
-    /// Indices of [`Spec::stages`] with a mistake.
+    /// Indices of [`Program::stages`] with a mistake.
     pub broken: HashSet<usize>,
+    /// Stages whose number of variants an output says that is not known yet, each with one draft that stands for all.
+    pub later: HashMap<usize, (Reference, Span)>,
 }
 
 /// Drafts all stages.
-pub fn draft(spec: &Spec, params: &Map<String, Value>, text: &str, problems: &mut Problems) -> Drafted {
-    let mut drafted = Drafted { drafts: Vec::new(), broken: HashSet::new() };
-    let mut total = 0usize;
-    for (index, stage) in spec.stages.iter().enumerate() {
-        let axes = match axes(stage, params, text) {
-            Ok(axes) => axes,
+pub fn draft(program: &Program, files: &Files, known: Known<'_>, problems: &mut Problems) -> Drafted {
+    let mut drafted = Drafted::default();
+    for (index, stage) in program.stages.iter().enumerate() {
+        let left = MAX_STAGES - drafted.drafts.len();
+        let variants = match variants(stage, program, files, known, left) {
+            Ok(Variants::Known(variants)) => variants,
+            Ok(Variants::Later(reference, span)) => {
+                let sound = trial(stage, program, files, problems);
+                drafted.drafts.extend(sound.map(|inputs| Draft { spec: index, own: Variant::default(), inputs }));
+                drafted.later.insert(index, (reference, span));
+                continue;
+            }
             Err(found) => {
+                let is_full = found.iter().any(|problem| problem.code == "matrix::too-large");
                 problems.extend(found);
                 drafted.broken.insert(index);
+                if is_full {
+                    drafted.broken.extend(index..program.stages.len());
+                    break;
+                }
                 continue;
             }
         };
-        total = axes.iter().fold(1usize, |n, (_, values)| n.saturating_mul(values.len())).saturating_add(total);
-        if total > MAX_STAGES {
-            problems.push(too_many(stage));
-            drafted.broken.extend(index..spec.stages.len());
-            break;
-        }
-        for own in product(&axes) {
-            match inputs(stage, params, text, &own) {
+        for own in variants {
+            match inputs(stage, program.unit(stage), files, &own) {
                 Ok(inputs) => drafted.drafts.push(Draft { spec: index, own, inputs }),
                 Err(found) => {
                     problems.extend(found);
@@ -75,102 +84,49 @@ pub fn draft(spec: &Spec, params: &Map<String, Value>, text: &str, problems: &mu
     drafted
 }
 
-/// The complaint about a matrix that grows over the budget.
-pub fn too_many(stage: &StageSpec) -> Problem {
-    Problem::new("matrix::too-large", format!("the pipeline expands to more than {MAX_STAGES} stages"))
-        .at(stage.name.span, "with this stage")
-        .help("make the matrix smaller, or split the pipeline")
+/// The inputs of a stage whose variants are not known yet, as far as they do not depend on the item: for cycles and unknown names.
+fn trial(stage: &StageSpec, program: &Program, files: &Files, problems: &mut Problems) -> Option<Vec<DraftInput>> {
+    let item = stage.foreach.as_ref().map(|(key, _)| format!("${{{}", key.name)).unwrap_or_default();
+    let axes: Vec<String> = stage.matrix.axes.iter().map(|(key, _)| format!("${{{}", key.name)).collect();
+    let depends = |node: &Node| files.text(node.span).contains(&item) || axes.iter().any(|axis| files.text(node.span).contains(axis));
+    let mut stage = stage.clone();
+    stage.inputs.retain(|(_, node)| !depends(node));
+    inputs(&stage, program.unit(&stage), files, &Variant::default()).map_err(|found| problems.extend(found)).ok()
 }
 
-fn axes(stage: &StageSpec, params: &Map<String, Value>, text: &str) -> Result<Vec<(String, Vec<Value>)>, Problems> {
-    let mut problems = Problems::new();
-    let mut axes = Vec::new();
-    let no_labels = BTreeMap::new();
-    let scope = Scope { params, matrix: &no_labels, text };
-    for (key, node) in &stage.matrix {
-        match scope.fill(node) {
-            Ok(Value::Array(values)) if !values.is_empty() => {
-                problems.extend(check_values(key, node, &values));
-                axes.push((key.name.clone(), values));
-            }
-            // What is written out and is no list was complained about when the shape was read.
-            Ok(_) if node.as_str().is_none() => return Err(Problems::new()),
-            Ok(_) => problems.push(
-                Problem::new("spec::matrix-axis", format!("the axis `{}` needs a list of values", key.name))
-                    .at(node.span, "this does not stand for a list with values in it"),
-            ),
-            Err(found) => problems.extend(found),
-        }
-    }
-    problems.or(axes)
-}
-
-fn check_values(key: &Key, node: &Node, values: &[Value]) -> Problems {
-    let mut problems = Problems::new();
-    let place = |i: usize| if let Data::List(items) = &node.data { items.get(i).map_or(node.span, |item| item.span) } else { node.span };
-    let mut seen: HashMap<String, usize> = HashMap::new();
-    for (i, value) in values.iter().enumerate() {
-        let text = crate::template::plain(value);
-        let has_reserved = text.is_empty() || text.contains(['[', ']', ',', '=', '*']);
-        if value.is_array() || value.is_object() || value.is_null() || has_reserved {
-            problems.push(
-                Problem::new("matrix::value", format!("a value of the axis `{}` cannot be part of a name", key.name))
-                    .at(place(i), "this value")
-                    .help("axis values are numbers, truth values or words without `[ ] , = *`"),
-            );
-        }
-        if let Some(first) = seen.insert(text, i) {
-            problems.push(
-                Problem::new("matrix::repeated", format!("the axis `{}` has this value twice", key.name))
-                    .at(place(i), "again here")
-                    .at(place(first), "first here"),
-            );
-        }
-    }
-    problems
-}
-
-fn product(axes: &[(String, Vec<Value>)]) -> Vec<Labels> {
-    axes.iter().fold(vec![Labels::new()], |sets, (axis, values)| {
-        sets.iter()
-            .flat_map(|set| {
-                values.iter().map(|value| {
-                    let mut set = set.clone();
-                    set.insert(axis.clone(), value.clone());
-                    set
-                })
-            })
-            .collect()
-    })
-}
-
-fn inputs(stage: &StageSpec, params: &Map<String, Value>, text: &str, own: &Labels) -> Result<Vec<DraftInput>, Problems> {
-    let scope = Scope { params, matrix: own, text };
+fn inputs(stage: &StageSpec, unit: &Unit, files: &Files, own: &Variant) -> Result<Vec<DraftInput>, Problems> {
+    let scope = Scope { params: &unit.params, items: &own.items, matrix: &own.labels, files };
     let mut problems = Problems::new();
     let mut inputs = Vec::new();
-    for (key, node) in &stage.inputs {
+    for (key, (_, node)) in stage.inputs.iter().enumerate() {
         if node.is_null() {
             continue;
         }
-        let (list, items): (bool, Vec<&Node>) =
-            if let Data::List(items) = &node.data { (true, items.iter().collect()) } else { (false, vec![node]) };
-        let mut wants = Vec::new();
+        let (list, items) = if let Data::List(items) = &node.data { (true, items.as_slice()) } else { (false, std::slice::from_ref(node)) };
+        let mut wants = Vec::with_capacity(items.len());
         for item in items {
-            match want(&scope, item) {
+            match want(&scope, &unit.prefix, item) {
                 Ok(Some(wanted)) => wants.push((wanted, item.span)),
                 Ok(None) => {}
                 Err(found) => problems.extend(found),
             }
         }
-        inputs.push(DraftInput { key: key.clone(), list, wants });
+        inputs.push(DraftInput { key, list, wants });
     }
     problems.or(inputs)
 }
 
 /// `None` for a value that filled in to nothing: an optional input that this variant leaves open.
-fn want(scope: &Scope<'_>, node: &Node) -> Result<Option<Wanted>, Problems> {
+fn want(scope: &Scope<'_>, prefix: &str, node: &Node) -> Result<Option<Wanted>, Problems> {
     match scope.fill(node)? {
-        Value::String(text) => reference::parse(&text).map(Some).map_err(|problem| problem.at(node.span, "in this input").into()),
+        Value::String(text) => match reference::parse(&text) {
+            Ok(Wanted::Output(mut reference)) => {
+                reference.stage.insert_str(0, prefix);
+                Ok(Some(Wanted::Output(reference)))
+            }
+            Ok(file) => Ok(Some(file)),
+            Err(problem) => Err(problem.at(node.span, "in this input").into()),
+        },
         Value::Null => Ok(None),
         other => Err(Problem::new("spec::wrong-type", "an input is a reference or a path")
             .at(node.span, format!("this is {}", crate::source::value_type_name(&other)))
@@ -179,10 +135,10 @@ fn want(scope: &Scope<'_>, node: &Node) -> Result<Option<Wanted>, Problems> {
     }
 }
 
-/// Indices of [`Spec::stages`] such that every stage comes after those that it reads from; otherwise in the order of the file. Stages of a cycle, and what
+/// Indices of [`Program::stages`] such that every stage comes after those that it reads from; otherwise in the order of the file. Stages of a cycle, and what
 /// is below one, are left out.
-pub fn order(spec: &Spec, drafts: &[Draft], problems: &mut Problems) -> Vec<usize> {
-    let graph = base_graph(spec, drafts, problems);
+pub fn order(program: &Program, drafted: &Drafted, problems: &mut Problems) -> Vec<usize> {
+    let graph = base_graph(program, drafted, problems);
     let mut waiting: Vec<usize> = graph.node_indices().map(|node| graph.neighbors_directed(node, petgraph::Incoming).count()).collect();
     let mut ready: BinaryHeap<Reverse<usize>> = (0..waiting.len()).filter(|&i| waiting[i] == 0).map(Reverse).collect();
     let mut order = Vec::with_capacity(waiting.len());
@@ -196,29 +152,33 @@ pub fn order(spec: &Spec, drafts: &[Draft], problems: &mut Problems) -> Vec<usiz
         }
     }
     if order.len() < waiting.len() {
-        problems.extend(cycles(spec, &graph));
+        problems.extend(cycles(program, &graph));
     }
     order
 }
 
 /// An edge from each stage to those that read from it, with the place of the (first) reference.
-fn base_graph(spec: &Spec, drafts: &[Draft], problems: &mut Problems) -> DiGraph<(), Span> {
-    let index: HashMap<&str, usize> = spec.stages.iter().enumerate().map(|(i, stage)| (stage.name.value.as_str(), i)).collect();
+fn base_graph(program: &Program, drafted: &Drafted, problems: &mut Problems) -> DiGraph<(), Span> {
     let mut edges: BTreeMap<(usize, usize), Span> = BTreeMap::new();
-    for draft in drafts {
+    for (&to, (reference, span)) in &drafted.later {
+        if let Some(&from) = program.index.get(&reference.stage) {
+            edges.insert((from, to), *span);
+        }
+    }
+    for draft in &drafted.drafts {
         for (wanted, span) in draft.inputs.iter().flat_map(|input| &input.wants) {
             let Wanted::Output(reference) = wanted else { continue };
-            match index.get(reference.stage.as_str()) {
+            match program.index.get(&reference.stage) {
                 Some(&from) => {
                     edges.entry((from, draft.spec)).or_insert(*span);
                 }
-                None if spec.broken.contains(&reference.stage) => {}
-                None => problems.push(unknown_stage(spec, reference, *span)),
+                None if program.broken.contains(&reference.stage) => {}
+                None => problems.push(unknown_stage(program, draft.spec, reference, *span)),
             }
         }
     }
-    let mut graph = DiGraph::with_capacity(spec.stages.len(), edges.len());
-    for _ in &spec.stages {
+    let mut graph = DiGraph::with_capacity(program.stages.len(), edges.len());
+    for _ in &program.stages {
         graph.add_node(());
     }
     for ((from, to), span) in edges {
@@ -227,34 +187,36 @@ fn base_graph(spec: &Spec, drafts: &[Draft], problems: &mut Problems) -> DiGraph
     graph
 }
 
-fn unknown_stage(spec: &Spec, reference: &reference::Reference, span: Span) -> Problem {
-    let problem =
-        Problem::new("reference::unknown-stage", format!("there is no stage `{}`", reference.stage)).at(span, "in this reference");
-    let names: Vec<&str> =
-        spec.stages.iter().map(|stage| stage.name.value.as_str()).chain(spec.broken.iter().map(String::as_str)).collect();
+fn unknown_stage(program: &Program, reader: usize, reference: &reference::Reference, span: Span) -> Problem {
+    let prefix = program.unit(&program.stages[reader]).prefix.as_str();
+    let written = reference.stage.strip_prefix(prefix).unwrap_or(&reference.stage);
+    let problem = Problem::new("reference::unknown-stage", format!("there is no stage `{written}`")).at(span, "in this reference");
+    // The names that may be written in this file.
+    let names = program.stages.iter().map(|stage| stage.name.value.as_str()).chain(program.broken.iter().map(String::as_str));
+    let names: Vec<&str> = names.filter_map(|name| name.strip_prefix(prefix)).collect();
     let may_be_a_file = reference.output.is_some() && !reference.gather && reference.fixed.is_empty();
-    match (suggest(&reference.stage, &names), &reference.output) {
+    match (suggest(written, &names), &reference.output) {
         (None, Some(output)) if may_be_a_file => {
-            problem.help(format!("for a file of the project write `./{}.{output}`; stages are: {}", reference.stage, names.join(", ")))
+            problem.help(format!("for a file of the project write `./{written}.{output}`; stages are: {}", names.join(", ")))
         }
-        _ => problem.nearest(&reference.stage, names),
+        _ => problem.nearest(written, names),
     }
 }
 
-fn cycles(spec: &Spec, graph: &DiGraph<(), Span>) -> Problems {
+fn cycles(program: &Program, graph: &DiGraph<(), Span>) -> Problems {
     let mut problems = Problems::new();
     for component in petgraph::algo::tarjan_scc(graph) {
         let first = component.iter().min().copied().unwrap_or_default();
         let is_cycle = component.len() > 1 || graph.find_edge(first, first).is_some();
         if is_cycle {
-            problems.push(describe_cycle(spec, graph, first, &component));
+            problems.push(describe_cycle(program, graph, first, &component));
         }
     }
     problems
 }
 
 /// Walks from `first` along edges inside its component until it comes back, by a shortest way.
-fn describe_cycle(spec: &Spec, graph: &DiGraph<(), Span>, first: NodeIndex, component: &[NodeIndex]) -> Problem {
+fn describe_cycle(program: &Program, graph: &DiGraph<(), Span>, first: NodeIndex, component: &[NodeIndex]) -> Problem {
     let mut came: HashMap<NodeIndex, (NodeIndex, Span)> = HashMap::new();
     let mut queue = std::collections::VecDeque::from([first]);
     while let Some(node) = queue.pop_front() {
@@ -270,7 +232,7 @@ fn describe_cycle(spec: &Spec, graph: &DiGraph<(), Span>, first: NodeIndex, comp
             break;
         }
     }
-    let name = |node: NodeIndex| spec.stages[node.index()].name.value.as_str();
+    let name = |node: NodeIndex| program.stages[node.index()].name.value.as_str();
     let mut way = vec![name(first)];
     let mut labels = Vec::new();
     let mut node = first;

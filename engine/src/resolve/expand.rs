@@ -1,81 +1,111 @@
-//! Drafts to stages: references bound to expanded stages, inherited axes joined, ports and params checked.
+//! Drafts to stages: references bound to expanded stages, inherited axes joined, ports checked.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::path::Path;
+use std::rc::Rc;
 
-use serde_json::{Map, Value};
-
-use super::drafts::{Draft, DraftInput, too_many};
-use super::{MAX_STAGES, commands, params};
-use crate::pipeline::{Bound, Labels, Origin, Output, Settings, Slot, Stage, StageId, compare_labels, expanded_name};
+use super::drafts::{Draft, DraftInput, Drafted};
+use super::join::{Group, Instances};
+use super::program::Program;
+use super::project::{Finder, is_pattern};
+use super::variants::too_many;
+use super::{Choices, MAX_STAGES};
+use crate::compiled::Dependency;
+use crate::pipeline::{Labels, Later, Origin, Output, Stage, StageId, expanded_name};
 use crate::problem::{Problem, Problems, Span};
 use crate::reference::{Reference, Wanted};
-use crate::spec::{ActionSpec, Spec, StageSpec};
-use crate::stage::{Arity, Format, InPort, Kind, Registry, Threads};
-use crate::template::{Scope, plain};
+use crate::source::Files;
+use crate::spec::{ActionSpec, StageSpec};
+use crate::stage::{Arity, Format, InPort, Kind, Registry};
 
 /// Expands stage after stage, in topological order.
 pub struct Expander<'s> {
-    spec: &'s Spec,
-    params: &'s Map<String, Value>,
-    text: &'s str,
-    root: &'s Path,
-    registry: &'s Registry,
-    stages: Vec<Stage>,
-    problems: Problems,
+    pub(super) program: &'s Program,
+    pub(super) files: &'s Files,
+    pub(super) registry: &'s Registry,
+    pub(super) choices: &'s Choices<'s>,
+    pub(super) stages: Vec<Stage>,
+    /// For every stage whether its `when` is false. Such stages are there until all is expanded, so that what reads from them is noticed.
+    pub(super) off: Vec<bool>,
+    pub(super) problems: Problems,
+    pub(super) finder: Finder,
     /// Expanded stages of every stage of the file.
-    instances: Vec<Vec<StageId>>,
+    instances: Vec<Instances>,
     /// Stages of the file with mistakes of their own: what reads from them is not complained about.
     broken: HashSet<usize>,
-    index: HashMap<&'s str, usize>,
+    /// Stages of the file that cannot be expanded yet.
+    later: HashMap<usize, Later>,
 }
 
 /// An instance in the making: its coordinates so far and the values of its inputs so far.
 #[derive(Clone)]
-struct Partial {
-    labels: Labels,
-    slots: Vec<(usize, Vec<Picked>)>,
+pub struct Partial {
+    pub labels: Labels,
+    /// Values by the place of the input in the draft.
+    pub slots: Vec<(usize, Vec<Picked>)>,
+    /// A stage that it reads from although that is left out, and where it says so.
+    pub reads_off: Option<(StageId, Span)>,
 }
 
-/// A value picked for an input.
+/// A value picked for an input. There can be very many of them for a while, so they hold no more than they must.
 #[derive(Clone)]
-struct Picked {
-    origin: Origin,
-    labels: Labels,
-    /// Base name of the file, for places in a work folder.
-    file_name: String,
+pub enum Picked {
+    /// A path or pattern as written, which is looked for once it is clear that the stage is not left out.
+    Project(Rc<str>, Span),
+    /// An output of an earlier stage.
+    Output(StageId, Rc<str>),
 }
+
+/// A reference to a stage of the file, for a port, and where it is written.
+type Want<'w> = (usize, &'w Reference, &'w Port, Span);
 
 /// What an input port allows.
-struct Port {
-    format: Format,
-    many: bool,
+pub struct Port {
+    pub format: Format,
+    pub many: bool,
+}
+
+/// What came of the drafts.
+pub struct Expanded {
+    /// In topological order.
+    pub stages: Vec<Stage>,
+    /// What cannot be expanded yet.
+    pub later: Vec<Later>,
+    /// Patterns that were looked for.
+    pub patterns: Vec<Dependency>,
 }
 
 impl<'s> Expander<'s> {
-    /// An expander over a file, in which the stages `broken` have mistakes already.
-    pub fn new(
-        spec: &'s Spec,
-        params: &'s Map<String, Value>,
-        text: &'s str,
-        root: &'s Path,
-        registry: &'s Registry,
-        broken: HashSet<usize>,
-    ) -> Self {
-        let index = spec.stages.iter().enumerate().map(|(i, stage)| (stage.name.value.as_str(), i)).collect();
-        let instances = vec![Vec::new(); spec.stages.len()];
-        Self { spec, params, text, root, registry, stages: Vec::new(), problems: Problems::new(), instances, broken, index }
+    /// An expander over a program.
+    pub fn new(program: &'s Program, files: &'s Files, registry: &'s Registry, choices: &'s Choices<'s>) -> Self {
+        Self {
+            program,
+            files,
+            registry,
+            choices,
+            stages: Vec::new(),
+            off: Vec::new(),
+            problems: Problems::new(),
+            finder: Finder::default(),
+            instances: Vec::new(),
+            broken: HashSet::new(),
+            later: HashMap::new(),
+        }
     }
 
-    /// All expanded stages in topological order.
-    pub fn run(mut self, drafts: &[Draft], order: &[usize], problems: &mut Problems) -> Vec<Stage> {
-        let mut by_spec: Vec<Vec<&Draft>> = vec![Vec::new(); self.spec.stages.len()];
-        for draft in drafts {
+    /// Expands all that can be.
+    pub fn run(mut self, drafted: &mut Drafted, order: &[usize], problems: &mut Problems) -> Expanded {
+        self.broken = std::mem::take(&mut drafted.broken);
+        self.instances.resize_with(self.program.stages.len(), Instances::default);
+        let mut by_spec: Vec<Vec<&Draft>> = vec![Vec::new(); self.program.stages.len()];
+        for draft in &drafted.drafts {
             by_spec[draft.spec].push(draft);
         }
         for &base in order {
             let before = self.stages.len();
             let mut sound = self.check_kind(base);
+            if self.is_later(base, &by_spec[base], drafted) {
+                continue;
+            }
             for draft in &by_spec[base] {
                 sound &= self.expand(draft);
             }
@@ -83,25 +113,106 @@ impl<'s> Expander<'s> {
                 self.broken.insert(base);
             }
             if self.stages.len() > MAX_STAGES {
-                self.problems.push(too_many(&self.spec.stages[base]));
+                self.problems.push(too_many(&self.program.stages[base]));
                 break;
             }
-            self.instances[base] = (before..self.stages.len()).collect();
+            self.instances[base] = Instances::new(&self.stages, before..self.stages.len());
         }
-        problems.extend(self.problems);
-        self.stages
+        problems.extend(std::mem::take(&mut self.problems));
+        self.without_off()
+    }
+
+    /// All stages but those that are left out, numbered anew.
+    fn without_off(self) -> Expanded {
+        let mut place = Vec::with_capacity(self.stages.len());
+        let mut stages: Vec<Stage> = Vec::with_capacity(self.stages.len());
+        for (mut stage, off) in self.stages.into_iter().zip(self.off) {
+            place.push(stages.len());
+            if off {
+                continue;
+            }
+            for bound in stage.inputs.iter_mut().flat_map(|slot| &mut slot.values) {
+                if let Origin::Output { stage, .. } = &mut bound.origin {
+                    *stage = place[*stage];
+                }
+            }
+            stages.push(stage);
+        }
+        let mut later: Vec<(usize, Later)> = self.later.into_iter().collect();
+        later.sort_by_key(|(base, _)| *base);
+        let later = later.into_iter().map(|(_, later)| Later { stage: place[later.stage], ..later }).collect();
+        Expanded { stages, later, patterns: self.finder.patterns }
+    }
+
+    /// Notes a stage that waits for a list, or reads from one that does.
+    fn is_later(&mut self, base: usize, drafts: &[&Draft], drafted: &Drafted) -> bool {
+        if drafted.later.is_empty() {
+            return false;
+        }
+        let index = |reference: &Reference| self.program.index.get(&reference.stage);
+        let wants = drafts.iter().flat_map(|draft| &draft.inputs).flat_map(|input| &input.wants);
+        let references = wants.filter_map(|(wanted, _)| if let Wanted::Output(reference) = wanted { Some(reference) } else { None });
+        let own = drafted.later.get(&base);
+        let upstream = references.chain(own.map(|(reference, _)| reference)).filter_map(index).find_map(|up| self.later.get(up).cloned());
+        let name = self.program.stages[base].name.value.clone();
+        let found = match (upstream, own) {
+            (Some(later), _) => Some(Later { name, ..later }),
+            (None, Some((reference, span))) => {
+                let Some(later) = self.list_of(name, reference, *span) else {
+                    self.broken.insert(base);
+                    return true;
+                };
+                Some(later)
+            }
+            (None, None) => None,
+        };
+        let is_later = found.is_some();
+        self.later.extend(found.map(|later| (base, later)));
+        is_later
+    }
+
+    /// The one output that lists the items of the stage `name`.
+    fn list_of(&mut self, name: String, reference: &Reference, span: Span) -> Option<Later> {
+        let base = *self.program.index.get(&reference.stage)?;
+        if self.broken.contains(&base) {
+            return None;
+        }
+        self.check_axes(base, reference, span)?;
+        let groups = self.instances[base].matching(&self.stages, reference, &Labels::new());
+        let ids: Vec<StageId> = groups.into_iter().flat_map(|(_, ids)| ids).collect();
+        let &[stage] = ids.as_slice() else {
+            self.problems.push(match ids.first() {
+                None => self.nothing_matches(base, reference, &Labels::new(), span),
+                Some(&first) => Problem::new("foreach::one-output", "`foreach` takes the list from one stage")
+                    .at(span, format!("stands for {} stages", ids.len()))
+                    .help(format!(
+                        "name one of them, such as `${{{}.{}}}`",
+                        self.stages[first].name,
+                        reference.output.as_deref().unwrap_or("")
+                    )),
+            });
+            return None;
+        };
+        if self.off[stage] {
+            self.problems.push(self.left_out(stage, span));
+            return None;
+        }
+        let output = reference.output.clone()?;
+        self.pick(stage, reference, &Port { format: Format::ANY, many: false }, span)?;
+        let fixed: Labels = reference.fixed.iter().map(|(axis, value)| (axis.clone(), value.as_str().into())).collect();
+        Some(Later { name, stage, output, asked: expanded_name(&reference.stage, &fixed) })
     }
 
     fn kind_of(&self, stage: &StageSpec) -> Option<&'s Kind> {
         match &stage.action {
             ActionSpec::Uses { kind, .. } => self.registry.get(&kind.value),
-            ActionSpec::Run { .. } => None,
+            ActionSpec::Run(_) => None,
         }
     }
 
     /// Whether the kind exists; input names are checked against its ports.
     fn check_kind(&mut self, base: usize) -> bool {
-        let stage = &self.spec.stages[base];
+        let stage = &self.program.stages[base];
         let ActionSpec::Uses { kind: name, .. } = &stage.action else { return true };
         let Some(kind) = self.registry.get(&name.value) else {
             let problem =
@@ -123,15 +234,22 @@ impl<'s> Expander<'s> {
 
     /// Expands one draft; `false` if it has a mistake.
     fn expand(&mut self, draft: &Draft) -> bool {
-        let stage = &self.spec.stages[draft.spec];
+        let stage = &self.program.stages[draft.spec];
         let kind = self.kind_of(stage);
-        let mut partials = vec![Partial { labels: draft.own.clone(), slots: Vec::new() }];
+        let mut partials =
+            vec![Partial { labels: draft.own.labels.clone(), slots: Vec::with_capacity(draft.inputs.len()), reads_off: None }];
         let mut sound = self.check_missing(stage, kind, draft);
         for (i, input) in draft.inputs.iter().enumerate() {
-            let port = port(kind, input);
-            match self.bind(partials.clone(), i, input, &port) {
+            let name = stage.inputs[input.key].0.name.as_str();
+            let port = port(kind, name);
+            // Were it not for mistakes in the inputs to come, nobody would need the partials of before.
+            let before = if i + 1 < draft.inputs.len() { partials.clone() } else { Vec::new() };
+            match self.bind(partials, i, stage, input, name, &port) {
                 Some(next) => partials = next,
-                None => sound = false,
+                None => {
+                    sound = false;
+                    partials = before;
+                }
             }
         }
         sound && partials.into_iter().all(|partial| self.finish(stage, kind, draft, partial))
@@ -139,7 +257,7 @@ impl<'s> Expander<'s> {
 
     fn check_missing(&mut self, stage: &StageSpec, kind: Option<&Kind>, draft: &Draft) -> bool {
         let Some(kind) = kind else { return true };
-        let given = |port: &InPort| draft.inputs.iter().any(|input| input.key.name == port.name && !input.wants.is_empty());
+        let given = |port: &InPort| draft.inputs.iter().any(|input| stage.inputs[input.key].0.name == port.name && !input.wants.is_empty());
         let missing: Vec<&InPort> = kind.inputs.iter().filter(|port| port.arity != Arity::Optional && !given(port)).collect();
         for port in &missing {
             self.problems.push(
@@ -155,47 +273,42 @@ impl<'s> Expander<'s> {
     }
 
     /// Binds all values of one input for every partial instance, which may split on inherited axes.
-    fn bind(&mut self, partials: Vec<Partial>, slot: usize, input: &DraftInput, port: &Port) -> Option<Vec<Partial>> {
-        let mut partials: Vec<Partial> = partials
-            .into_iter()
-            .map(|mut partial| {
-                partial.slots.push((slot, Vec::new()));
-                partial
-            })
-            .collect();
+    fn bind(
+        &mut self,
+        mut partials: Vec<Partial>,
+        slot: usize,
+        stage: &StageSpec,
+        input: &DraftInput,
+        name: &str,
+        port: &Port,
+    ) -> Option<Vec<Partial>> {
+        partials.iter_mut().for_each(|partial| partial.slots.push((slot, Vec::with_capacity(input.wants.len()))));
         if !port.many && input.wants.len() > 1 {
             let span = input.wants[1].1;
-            self.problems
-                .push(Problem::new("stage::one-value", format!("the input `{}` takes one value", input.key.name)).at(span, "a second one"));
+            self.problems.push(Problem::new("stage::one-value", format!("the input `{name}` takes one value")).at(span, "a second one"));
             return None;
         }
         for (wanted, span) in &input.wants {
             partials = match wanted {
-                Wanted::File(written) => self.bind_file(partials, written, *span)?,
-                Wanted::Output(reference) => self.bind_output(partials, reference, input, port, *span)?,
+                Wanted::File(written) => self.bind_file(partials, written, name, port, *span)?,
+                Wanted::Output(reference) => self.bind_output(partials, stage, reference, name, port, *span)?,
             };
         }
         Some(partials)
     }
 
-    fn bind_file(&mut self, mut partials: Vec<Partial>, written: &str, span: Span) -> Option<Vec<Partial>> {
-        let path = self.root.join(written);
-        if !path.exists() {
+    fn bind_file(&mut self, mut partials: Vec<Partial>, written: &str, name: &str, port: &Port, span: Span) -> Option<Vec<Partial>> {
+        if is_pattern(written) && !port.many {
             self.problems.push(
-                Problem::new("input::not-found", format!("there is no file or folder `{written}`"))
-                    .at(span, "not found")
-                    .help("paths are relative to the folder of the pipeline file"),
+                Problem::new("input::pattern", format!("the input `{name}` takes one value"))
+                    .at(span, "a pattern stands for several files")
+                    .help("name one file, or a folder without `*`"),
             );
             return None;
         }
-        let file_name = path.file_name().map_or_else(|| "root".to_owned(), |name| name.to_string_lossy().into_owned());
+        let written: Rc<str> = written.into();
         for partial in &mut partials {
-            let picked = Picked {
-                origin: Origin::File { path: path.clone(), written: written.to_owned() },
-                labels: Labels::new(),
-                file_name: file_name.clone(),
-            };
-            partial.slots.last_mut()?.1.push(picked);
+            partial.slots.last_mut()?.1.push(Picked::Project(Rc::clone(&written), span));
         }
         Some(partials)
     }
@@ -203,50 +316,96 @@ impl<'s> Expander<'s> {
     fn bind_output(
         &mut self,
         partials: Vec<Partial>,
+        stage: &StageSpec,
         reference: &Reference,
-        input: &DraftInput,
+        name: &str,
         port: &Port,
         span: Span,
     ) -> Option<Vec<Partial>> {
-        let base = *self.index.get(reference.stage.as_str())?;
+        let base = *self.program.index.get(&reference.stage)?;
         if self.broken.contains(&base) {
             return None;
         }
         self.check_axes(base, reference, span)?;
         if reference.gather && !port.many {
             self.problems.push(
-                Problem::new("reference::gather", format!("the input `{}` takes one value", input.key.name))
+                Problem::new("reference::gather", format!("the input `{name}` takes one value"))
                     .at(span, "`*` gathers several")
                     .help("name the one that is meant, such as `stage[seed=0]`"),
             );
             return None;
         }
-        let mut next = Vec::new();
+        if self.instances[base].ids.is_empty() && !reference.gather {
+            // A list that turned out to be empty: nothing to do for each of its items.
+            return Some(Vec::new());
+        }
+        let mut next = Vec::with_capacity(partials.len());
+        let mut left = partials.len();
         for partial in partials {
-            let groups = self.matching(base, reference, &partial.labels);
-            if groups.is_empty() {
-                self.problems.push(self.nothing_matches(base, reference, &partial.labels, span));
+            let groups = self.instances[base].matching(&self.stages, reference, &partial.labels);
+            // Were all that are left to split as this one does, it would be too many: said before memory goes.
+            if next.len() + self.stages.len() + left.saturating_mul(groups.len()) > MAX_STAGES && groups.len() > 1 {
+                self.problems.push(too_many(stage));
                 return None;
             }
-            for (extra, members) in groups {
-                let mut grown = partial.clone();
-                grown.labels.extend(extra);
-                for member in members {
-                    let picked = self.pick(member, reference, port, span)?;
-                    grown.slots.last_mut()?.1.push(picked);
-                }
-                next.push(grown);
-            }
+            left -= 1;
+            self.grow(&mut next, partial, groups, (base, reference, port, span))?;
         }
         Some(next)
     }
 
+    /// All that become of one partial instance by one reference.
+    fn grow(&mut self, next: &mut Vec<Partial>, partial: Partial, mut groups: Vec<Group>, want: Want<'_>) -> Option<()> {
+        let (base, reference, _, span) = want;
+        let Some((extra, members)) = groups.pop() else {
+            if self.instances[base].ids.is_empty() {
+                next.push(partial);
+                return Some(());
+            }
+            self.problems.push(self.nothing_matches(base, reference, &partial.labels, span));
+            return None;
+        };
+        for (extra, members) in groups {
+            next.push(self.with_group(partial.clone(), extra, &members, want)?);
+        }
+        next.push(self.with_group(partial, extra, &members, want)?);
+        Some(())
+    }
+
+    fn with_group(&mut self, mut partial: Partial, extra: Labels, members: &[StageId], want: Want<'_>) -> Option<Partial> {
+        let (_, reference, port, span) = want;
+        partial.labels.extend(extra);
+        for &member in members {
+            if self.off[member] {
+                // What gathers takes what is there, if anything is.
+                if !reference.gather || members.iter().all(|&member| self.off[member]) {
+                    partial.reads_off.get_or_insert((member, span));
+                }
+                continue;
+            }
+            let picked = self.pick(member, reference, port, span)?;
+            partial.slots.last_mut()?.1.push(picked);
+        }
+        Some(partial)
+    }
+
+    /// The complaint about reading from a stage that is left out.
+    pub(super) fn left_out(&self, id: StageId, span: Span) -> Problem {
+        let stage = &self.stages[id];
+        let problem = Problem::new("when::left-out", format!("`{}` is left out", stage.name)).at(span, "read from here");
+        let spec = self.program.index.get(&stage.base).map(|&base| &self.program.stages[base]);
+        let problem = match spec.and_then(|spec| spec.when.as_ref()) {
+            Some(node) => problem.at(node.span, "because this is false"),
+            None => problem,
+        };
+        problem.help("give this stage a `when` too, or gather with `[*]`, which takes what is there")
+    }
+
     /// Axes named in brackets must exist.
     fn check_axes(&mut self, base: usize, reference: &Reference, span: Span) -> Option<()> {
-        let axes: Vec<String> =
-            self.instances[base].first().map(|&id| self.stages[id].labels.keys().cloned().collect()).unwrap_or_default();
+        let axes = &self.instances[base].axes;
         for (axis, _) in &reference.fixed {
-            if !axes.contains(axis) {
+            if !axes.contains(axis) && !self.instances[base].ids.is_empty() {
                 let problem = Problem::new("reference::unknown-axis", format!("stage `{}` has no axis `{axis}`", reference.stage))
                     .at(span, "in this reference");
                 self.problems.push(if axes.is_empty() {
@@ -260,34 +419,8 @@ impl<'s> Expander<'s> {
         Some(())
     }
 
-    /// Instances of `base` that fit, grouped by the coordinates that the reader inherits from them.
-    fn matching(&self, base: usize, reference: &Reference, labels: &Labels) -> Vec<(Labels, Vec<StageId>)> {
-        let mut groups: Vec<(Labels, Vec<StageId>)> = Vec::new();
-        for &id in &self.instances[base] {
-            let theirs = &self.stages[id].labels;
-            let fits = reference.fixed.iter().all(|(axis, value)| theirs.get(axis).is_some_and(|v| plain(v) == *value));
-            let is_fixed = |axis: &String| reference.fixed.iter().any(|(fixed, _)| fixed == axis);
-            let joins =
-                reference.gather || theirs.iter().all(|(axis, value)| is_fixed(axis) || labels.get(axis).is_none_or(|ours| ours == value));
-            if !fits || !joins {
-                continue;
-            }
-            let inherits = |axis: &String| !reference.gather && !is_fixed(axis) && !labels.contains_key(axis);
-            let extra: Labels =
-                theirs.iter().filter(|(axis, _)| inherits(axis)).map(|(axis, value)| (axis.clone(), value.clone())).collect();
-            match groups.iter_mut().find(|(known, _)| *known == extra) {
-                Some((_, members)) => members.push(id),
-                None => groups.push((extra, vec![id])),
-            }
-        }
-        for (_, members) in &mut groups {
-            members.sort_by(|&a, &b| compare_labels(&self.stages[a].labels, &self.stages[b].labels));
-        }
-        groups
-    }
-
     fn nothing_matches(&self, base: usize, reference: &Reference, labels: &Labels, span: Span) -> Problem {
-        let known: Vec<&str> = self.instances[base].iter().map(|&id| self.stages[id].name.as_str()).take(8).collect();
+        let known: Vec<&str> = self.instances[base].ids.clone().map(|id| self.stages[id].name.as_str()).take(8).collect();
         let coordinates = if labels.is_empty() { String::new() } else { format!(" for {}", expanded_name("", labels)) };
         Problem::new("reference::no-match", format!("no expanded stage of `{}` fits this reference{coordinates}", reference.stage))
             .at(span, "fits none")
@@ -325,96 +458,12 @@ impl<'s> Expander<'s> {
             });
             return None;
         }
-        let file_name = Path::new(&found.path).file_name().map_or_else(|| output.clone(), |name| name.to_string_lossy().into_owned());
-        Some(Picked { origin: Origin::Output { stage: id, output }, labels: stage.labels.clone(), file_name })
-    }
-
-    fn finish(&mut self, spec: &'s StageSpec, kind: Option<&'s Kind>, draft: &Draft, partial: Partial) -> bool {
-        let Partial { labels, slots } = partial;
-        let scope = Scope { params: self.params, matrix: &labels, text: self.text };
-        let slots: Vec<Slot> = slots.into_iter().map(|(i, picked)| self.slot(kind, &draft.inputs[i], picked)).collect();
-        let built = match (&spec.action, kind) {
-            (ActionSpec::Uses { with, .. }, Some(kind)) => params::native(spec, kind, with.as_ref(), &scope),
-            (ActionSpec::Run { script, outputs, env, shell }, _) => commands::command(script, outputs, env, shell.as_ref(), &slots, &scope),
-            (ActionSpec::Uses { .. }, None) => return false,
-        };
-        let (action, outputs, threads) = match built {
-            Ok(built) => built,
-            Err(problems) => {
-                self.problems.extend(problems);
-                return false;
-            }
-        };
-        let cap = spec.cpus.as_ref().map(|cpus| cpus.value);
-        let threads = cap.map_or(threads, |cpus| Threads { min: cpus.min(threads.max), max: cpus.min(threads.max) });
-        let mut inputs: Vec<Slot> = slots;
-        inputs.sort_by(|a, b| a.name.cmp(&b.name));
-        let name = expanded_name(&spec.name.value, &labels);
-        self.stages.push(Stage {
-            name,
-            base: spec.name.value.clone(),
-            labels,
-            action,
-            inputs,
-            outputs,
-            threads,
-            settings: Settings::default(),
-        });
-        true
-    }
-
-    fn slot(&self, kind: Option<&Kind>, input: &DraftInput, picked: Vec<Picked>) -> Slot {
-        let many = port(kind, input).many
-            && (kind.is_some() || input.list || picked.len() > 1 || input.wants.iter().any(|(want, _)| is_gather(want)));
-        let count = picked.len();
-        let values = picked.into_iter().enumerate().map(|(i, value)| self.bound(kind, &input.key.name, many, (i, count), value)).collect();
-        Slot { name: input.key.name.clone(), many, values }
-    }
-
-    fn bound(&self, kind: Option<&Kind>, input: &str, many: bool, (i, count): (usize, usize), value: Picked) -> Bound {
-        let is_file = matches!(value.origin, Origin::File { .. });
-        let folder = if many && count > 1 { format!("in/{input}/{}", place_of_labels(i, &value.labels)) } else { format!("in/{input}") };
-        let place = match (&value.origin, kind) {
-            (Origin::File { written, .. }, None) => project_place(written).unwrap_or_else(|| format!("{folder}/{}", value.file_name)),
-            (_, None) => format!("{folder}/{}", value.file_name),
-            (_, Some(_)) if is_file => format!("{folder}/{}", value.file_name),
-            (_, Some(_)) if many && count == 1 => format!("in/{input}/0"),
-            (_, Some(_)) => folder,
-        };
-        let labels = if many { value.labels } else { Labels::new() };
-        Bound { origin: value.origin, place, labels }
+        Some(Picked::Output(id, output.into()))
     }
 }
 
-fn is_gather(wanted: &Wanted) -> bool {
-    matches!(wanted, Wanted::Output(reference) if reference.gather)
-}
-
-/// A folder name for one of many values that a person recognises.
-fn place_of_labels(i: usize, labels: &Labels) -> String {
-    if labels.is_empty() {
-        return i.to_string();
-    }
-    let parts: Vec<String> = labels.iter().map(|(axis, value)| format!("{axis}={}", plain(value).replace(['/', ' '], "_"))).collect();
-    format!("{i}-{}", parts.join(","))
-}
-
-/// Where a project file stands in a command's folder: at its own path, if that stays inside.
-fn project_place(written: &str) -> Option<String> {
-    use std::path::Component;
-    let mut parts = Vec::new();
-    for component in Path::new(written).components() {
-        match component {
-            Component::CurDir => {}
-            Component::Normal(part) => parts.push(part.to_string_lossy().into_owned()),
-            _ => return None,
-        }
-    }
-    (!parts.is_empty()).then(|| parts.join("/"))
-}
-
-fn port(kind: Option<&Kind>, input: &DraftInput) -> Port {
-    let declared = kind.and_then(|kind| kind.inputs.iter().find(|port| port.name == input.key.name));
+pub fn port(kind: Option<&Kind>, input: &str) -> Port {
+    let declared = kind.and_then(|kind| kind.inputs.iter().find(|port| port.name == input));
     declared
         .map_or(Port { format: Format::ANY, many: kind.is_none() }, |port| Port { format: port.format, many: port.arity == Arity::Many })
 }

@@ -1,106 +1,73 @@
 //! From what is written to what can be planned: params filled in, matrices expanded, references resolved, all mistakes reported at once.
 
-mod commands;
+pub mod commands;
 mod drafts;
 mod expand;
+mod finish;
+mod include;
+mod join;
 mod params;
+mod program;
+pub(crate) mod project;
+mod settings;
+mod values;
+pub mod variants;
+mod when;
 
 use std::path::Path;
 
-use serde_json::{Map, Value};
-
+use crate::compiled::Dependency;
 use crate::pipeline::Pipeline;
 use crate::problem::{Problem, Problems};
-use crate::source;
-use crate::spec::{self, Spec};
+use crate::source::{self, Files};
+use crate::spec;
 use crate::stage::Registry;
+use program::Program;
+pub use values::Override;
 
 /// Most stages that a pipeline may expand to.
 pub const MAX_STAGES: usize = 1_000_000;
 
-/// One `--set path=value`.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Override {
-    /// Dotted path of a declared param.
-    pub path: String,
-    /// Its new value.
-    pub value: Value,
+/// What a pipeline is resolved with, besides its files.
+pub struct Choices<'a> {
+    /// The profile that is chosen.
+    pub profile: Option<String>,
+    /// Parsed files of params, which go over the profile.
+    pub params: Vec<source::Node>,
+    /// Single values of params, which go over all else, in the order in which they are to be set.
+    pub overrides: Vec<Override>,
+    /// Variables of the caller; only those that a stage declares are asked for.
+    pub environment: commands::Environment<'a>,
+    /// Outputs that are known already, for `foreach` over one.
+    pub known: variants::Known<'a>,
 }
 
-impl Override {
-    /// Parses `path=value`; the value is any YAML value on one line.
-    ///
-    /// # Errors
-    /// If there is no `=`, or the value is not YAML.
-    pub fn parse(text: &str) -> Result<Self, Problems> {
-        let (path, value) = text
-            .split_once('=')
-            .ok_or_else(|| Problem::new("set::syntax", format!("`--set {text}` has no `=`")).help("write `--set name=value`"))?;
-        Ok(Self { path: path.trim().to_owned(), value: source::parse_value(value)? })
-    }
-}
-
-/// Reads and resolves the text of a pipeline file.
+/// Resolves the first of `files`, the text of a pipeline file.
 ///
 /// `root` is the folder of the file, `fallback_name` the pipeline's name if the file gives none.
 ///
 /// # Errors
 /// Every mistake that could be found.
-pub fn pipeline(text: &str, root: &Path, fallback_name: &str, overrides: &[Override], registry: &Registry) -> Result<Pipeline, Problems> {
-    let (spec, mut problems) = spec::read(&source::parse(text)?);
-    let params = effective_params(&spec, overrides, &mut problems);
-    let drafted = drafts::draft(&spec, &params, text, &mut problems);
-    let order = drafts::order(&spec, &drafted.drafts, &mut problems);
-    let stages = expand::Expander::new(&spec, &params, text, root, registry, drafted.broken).run(&drafted.drafts, &order, &mut problems);
-    let name = spec.name.map_or_else(|| fallback_name.to_owned(), |name| name.value);
-    problems.or(Pipeline { name, root: root.to_owned(), params, stages })
-}
-
-fn effective_params(spec: &Spec, overrides: &[Override], problems: &mut Problems) -> Map<String, Value> {
-    let mut params: Map<String, Value> = spec.params.iter().map(|(key, node)| (key.name.clone(), node.to_value())).collect();
-    for (_, node) in &spec.params {
-        refuse_templates(node, problems);
-    }
-    for Override { path, value } in overrides {
-        if let Err(problem) = set(&mut params, path, value) {
-            problems.push(problem);
-        }
-    }
-    params
-}
-
-fn refuse_templates(node: &source::Node, problems: &mut Problems) {
-    match &node.data {
-        source::Data::Scalar(Value::String(text)) if text.contains("${") => {
-            problems.push(
-                Problem::new("template::in-params", "a param cannot refer to another param")
-                    .at(node.span, "a `${…}` in `params`")
-                    .help("write the value itself"),
-            );
-        }
-        source::Data::Scalar(_) => {}
-        source::Data::List(items) => items.iter().for_each(|item| refuse_templates(item, problems)),
-        source::Data::Map(entries) => entries.iter().for_each(|(_, value)| refuse_templates(value, problems)),
-    }
-}
-
-fn set(params: &mut Map<String, Value>, path: &str, value: &Value) -> Result<(), Problem> {
-    let mut parts = path.split('.');
-    let head = parts.next().unwrap_or_default();
-    let unknown = |part: &str, names: Vec<String>| {
-        let problem = Problem::new("set::unknown-param", format!("`--set {path}=…`: the pipeline declares no param `{path}`"));
-        if names.is_empty() {
-            problem.help("it declares none; add it under `params:`")
-        } else {
-            problem.nearest(part, names.iter().map(String::as_str))
-        }
-    };
-    let names: Vec<String> = params.keys().cloned().collect();
-    let mut slot = params.get_mut(head).ok_or_else(|| unknown(head, names))?;
-    for part in parts {
-        let names: Vec<String> = slot.as_object().map(|map| map.keys().cloned().collect()).unwrap_or_default();
-        slot = slot.get_mut(part).ok_or_else(|| unknown(part, names))?;
-    }
-    *slot = value.clone();
-    Ok(())
+pub fn pipeline(
+    files: &mut Files,
+    root: &Path,
+    fallback_name: &str,
+    choices: &Choices<'_>,
+    registry: &Registry,
+) -> Result<Pipeline, Problems> {
+    let parsed = files.first().map(|source| source::parse(&source.text, source.base)).transpose()?;
+    let Some(tree) = parsed else { return Err(Problem::new("spec::empty", "there is no pipeline file").into()) };
+    let (mut spec, mut problems) = spec::read(tree);
+    let name = spec.name.take().map_or_else(|| fallback_name.to_owned(), |name| name.value);
+    let params = values::chosen(&spec, choices, &mut problems);
+    let program = include::program(spec, root, params, files, &mut problems);
+    let files = &*files;
+    let mut drafted = drafts::draft(&program, files, choices.known, &mut problems);
+    let order = drafts::order(&program, &drafted, &mut problems);
+    let expander = expand::Expander::new(&program, files, registry, choices);
+    let expand::Expanded { stages, later, patterns } = expander.run(&mut drafted, &order, &mut problems);
+    let lists = program.stages.iter().any(|stage| variants::takes_output(stage, &program)).then_some(Dependency::List);
+    let Program { mut units, pools, mut dependencies, .. } = program;
+    dependencies.extend(patterns.into_iter().chain(lists));
+    problems.or(Pipeline { name, root: root.to_owned(), params: units.swap_remove(0).params, pools, stages, later, dependencies })
 }

@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use crate::pipeline::{Action, Output};
 use crate::problem::{Problem, Problems, Span};
-use crate::source::{Data, Node};
+use crate::source::Node;
 use crate::spec::StageSpec;
 use crate::stage::{Complaints, Kind, ParamError, Threads};
 use crate::template::Scope;
@@ -38,18 +38,11 @@ fn refuse_unknown(kind: &Kind, with: Option<&Node>, value: Value, place: Span) -
     let Value::Object(map) = value else { return (value, problems) };
     let (sound, unknown): (Map<_, _>, Map<_, _>) = map.into_iter().partition(|(name, _)| known.contains(&name.as_str()));
     for name in unknown.keys() {
-        let span = key_span(with, name).unwrap_or(place);
+        let span = with.and_then(|node| node.key_span(name)).unwrap_or(place);
         let problem = Problem::new("stage::unknown-param", format!("`{}` has no param `{name}`", kind.name)).at(span, "unknown param");
         problems.push(problem.nearest(name, known.iter().copied()));
     }
     (Value::Object(sound), problems)
-}
-
-fn key_span(with: Option<&Node>, name: &str) -> Option<Span> {
-    match with.map(|node| &node.data) {
-        Some(Data::Map(entries)) => entries.iter().find(|(key, _)| key.name == name).map(|(key, _)| key.span),
-        _ => None,
-    }
 }
 
 /// Types the params. A value of a wrong type is left out and the rest is looked at again, so that all such complaints come at once.

@@ -1,30 +1,36 @@
 //! Running a pipeline: one loop that sees every event, decides what starts next, and keeps the state of every stage.
 //!
-//! Stages become ready when their inputs are known. A ready stage whose outputs are in the cache is done at once; the others
-//! wait for threads, those with the longest way below them first. Each gets a fair share of the free threads within what it
-//! can use. Nothing is recorded before all outputs of a stage are stored.
+//! Only stages that are no hits from the outset are looked at. One becomes ready when its inputs are known. If its outputs turn out to be in
+//! the cache it is done at once; otherwise it waits for its resources: those of higher priority first, then those with the longest way
+//! below them by the time that each stage took before. Each gets a fair share of the free threads within what it can use. What runs in
+//! another process already is waited for. Nothing is recorded before all outputs of a stage are stored.
 
+mod queue;
+mod resources;
+mod undeclared;
 mod work;
 
 pub use work::file_name;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
-use trestle_cache::{ActionKey, ActionRecord, Cache, Last};
+use tokio::sync::mpsc;
+use trestle_cache::{ActionKey, ActionRecord, Cache, Claim};
 
+use crate::compiled::Compiled;
 use crate::error::Error;
 use crate::event::{Event, Failure};
-use crate::executor::Executor;
-use crate::pipeline::{Pipeline, StageId};
-use crate::plan::{Fate, Planner, Work};
-use crate::stage::{Progress, StageError};
+use crate::executor::{Cancel, Executor, Said};
+use crate::pipeline::StageId;
+use crate::plan::{Decision, Planner, Work};
+use crate::stage::StageError;
 use crate::status::{Board, Status};
+use queue::{Open, Queue};
+use resources::{Grant, Resources};
 
 pub use crate::event::Summary;
 
@@ -33,334 +39,457 @@ pub use crate::event::Summary;
 pub struct Options {
     /// Threads that may be used at a time.
     pub cpus: usize,
+    /// Bytes of memory that stages may be granted at a time.
+    pub memory: u64,
+    /// GPUs of this machine, by number.
+    pub gpus: Vec<u32>,
+    /// Named pools and their sizes.
+    pub pools: BTreeMap<String, u32>,
     /// Go on with what does not depend on a failed stage.
     pub keep_going: bool,
+    /// Report every line that a stage prints.
+    pub verbose: bool,
+    /// Say of every stage that was in the cache that it was.
+    pub report_cached: bool,
     /// Variables that commands get besides their declared ones, such as `PATH`.
     pub env: BTreeMap<String, String>,
     /// Name of this machine, for the records.
     pub host: String,
     /// Versions and facts for the records, such as the program's version and the instruction set.
     pub versions: BTreeMap<String, String>,
-    /// Folder for the logs of stages.
+    /// Folder for the logs of failed stages.
     pub logs: PathBuf,
+    /// The project.
+    pub root: PathBuf,
 }
+
+/// Works kept for stages that wait; those of all others are made again when their turn comes.
+const KEPT_WORKS: usize = 1024;
+/// How often it is looked whether another process has finished what it claimed.
+const ELSEWHERE: Duration = Duration::from_millis(50);
+/// How often what was stored is synced to disk meanwhile.
+const SYNC: Duration = Duration::from_secs(5);
 
 /// Runs the wanted stages.
 ///
 /// # Errors
 /// If the cache or a source cannot be used; a failing stage is no error but counted in the summary.
 pub async fn run(
-    pipeline: &Arc<Pipeline>,
-    wanted: &[bool],
+    compiled: &Arc<Compiled>,
+    planner: &mut Planner,
+    wanted: &dyn Fn(StageId) -> bool,
     cache: &Arc<Cache>,
-    last: &mut Last,
     executor: &Arc<dyn Executor>,
     options: &Options,
-    cancel: watch::Receiver<bool>,
-    events: &mut (dyn FnMut(Event) + Send),
+    cancel: &Cancel,
+    events: &mut dyn FnMut(Event),
 ) -> Result<Summary, Error> {
     let started = Instant::now();
-    events(Event::Started { pipeline: pipeline.name.clone(), stages: wanted.iter().filter(|w| **w).count(), cpus: options.cpus });
-    let (reports, inbox) = mpsc::unbounded_channel();
-    let mut dispatcher = Dispatcher {
-        pipeline,
-        cache,
-        last,
-        executor,
-        options,
-        events,
-        reports,
-        planner: Planner::new(pipeline, cache),
-        board: Board::new(wanted.len()),
-        readers: pipeline.downstream(),
-        height: heights(pipeline),
-        waiting_for: vec![0; wanted.len()],
-        pending: Vec::new(),
-        busy: BTreeSet::new(),
-        free: options.cpus,
-        running: JoinSet::new(),
-        stopping: false,
-        cancel: cancel.clone(),
-    };
-    dispatcher.begin(wanted)?;
-    dispatcher.settle_all(inbox, cancel).await?;
-    let mut summary = dispatcher.board.summary();
-    // Stages that nobody wanted were settled as skipped before the run began.
-    summary.skipped -= wanted.iter().filter(|w| !**w).count();
+    let count = (0..compiled.len()).filter(|&id| wanted(id)).count();
+    events(Event::Started { pipeline: compiled.name.clone(), stages: count, cpus: options.cpus });
+    let names = if options.report_cached { compiled.names()? } else { Vec::new() };
+    let mut open = Vec::new();
+    let mut works = HashMap::new();
+    let hits = planner.survey(wanted, &mut |id, decision| match decision {
+        Decision::Hit(key) if options.report_cached => {
+            events(Event::Cached { stage: names[id].clone(), key: key.to_string() });
+        }
+        Decision::Hit(_) => {}
+        Decision::Run(work) => {
+            if works.len() < KEPT_WORKS {
+                works.insert(open.len(), work);
+            }
+            open.push(id);
+        }
+        Decision::Later(_) => open.push(id),
+    })?;
+    let mut summary = Summary { cached: hits, ..Summary::default() };
+    if !open.is_empty() {
+        let (sender, mut inbox) = mpsc::unbounded_channel();
+        let graph = Open::new(compiled, open, |id| planner.expected_ms(id));
+        let surroundings = work::Surroundings {
+            cache: Arc::clone(cache),
+            executor: Arc::clone(executor),
+            options: options.clone(),
+            cancel: cancel.clone(),
+        };
+        let mut dispatcher = Dispatcher {
+            names: compiled.names()?,
+            board: Board::new(graph.len()),
+            waiting_for: graph.waits(),
+            graph,
+            cache,
+            options,
+            events,
+            sender,
+            surroundings: Arc::new(surroundings),
+            planner,
+            works,
+            queue: Queue::default(),
+            resources: Resources::new(options),
+            grants: HashMap::new(),
+            busy: BTreeSet::new(),
+            same: Vec::new(),
+            elsewhere: Vec::new(),
+            pauses: Vec::new(),
+            tries: HashMap::new(),
+            running: 0,
+            stopping: false,
+            first_failed: None,
+            cancel,
+        };
+        dispatcher.begin()?;
+        dispatcher.settle_all(&mut inbox).await?;
+        let Summary { executed, cached, failed, skipped, cancelled, .. } = dispatcher.board.summary();
+        summary = Summary { executed, cached: cached + hits, failed, skipped, cancelled, seconds: 0.0 };
+    }
     summary.seconds = started.elapsed().as_secs_f64();
     events(Event::Summary(summary));
     Ok(summary)
 }
 
-/// Length of the longest way from each stage to the end.
-fn heights(pipeline: &Pipeline) -> Vec<usize> {
-    let mut height = vec![0usize; pipeline.stages.len()];
-    for id in (0..height.len()).rev() {
-        for up in pipeline.stages[id].upstream() {
-            height[up] = height[up].max(height[id] + 1);
-        }
-    }
-    height
+/// What the threads that carry stages out tell the loop.
+enum Note {
+    Said(usize, Said),
+    /// The process of a stage has ended.
+    Ended(usize),
+    Finished(Finished),
 }
 
-/// A stage that waits for threads.
-struct Pending {
-    id: StageId,
-    work: Work,
-}
-
-/// What a finished task brings back.
+/// What came of a stage.
 struct Finished {
-    id: StageId,
-    key: ActionKey,
-    threads: usize,
-    started: Instant,
+    open: usize,
+    work: Box<Work>,
+    took: Duration,
     result: Result<Box<ActionRecord>, work::Stop>,
+    /// Held until the record is written.
+    _claim: Claim,
 }
 
+/// Stages are numbered by their place among the open ones.
 struct Dispatcher<'r> {
-    pipeline: &'r Arc<Pipeline>,
+    names: Vec<String>,
     cache: &'r Arc<Cache>,
-    last: &'r mut Last,
-    executor: &'r Arc<dyn Executor>,
     options: &'r Options,
-    events: &'r mut (dyn FnMut(Event) + Send),
-    reports: mpsc::UnboundedSender<(StageId, Progress)>,
-    planner: Planner<'r>,
+    events: &'r mut dyn FnMut(Event),
+    sender: mpsc::UnboundedSender<Note>,
+    surroundings: Arc<work::Surroundings>,
+    planner: &'r mut Planner,
+    graph: Open,
     board: Board,
-    readers: Vec<Vec<StageId>>,
-    height: Vec<usize>,
-    waiting_for: Vec<usize>,
-    pending: Vec<Pending>,
-    /// Keys that are being run: another stage of the same key waits for the record.
+    waiting_for: Vec<u32>,
+    /// Of some that are queued.
+    works: HashMap<usize, Box<Work>>,
+    queue: Queue,
+    resources: Resources,
+    /// What is granted to stages whose processes run.
+    grants: HashMap<usize, Grant>,
+    /// Keys that are being run.
     busy: BTreeSet<ActionKey>,
-    free: usize,
-    running: JoinSet<Finished>,
+    /// Stages of the same key as one that is being run: they wait for its record.
+    same: Vec<(ActionKey, usize)>,
+    /// Stages that another process is carrying out.
+    elsewhere: Vec<usize>,
+    /// Failed stages that are to be tried again, and when.
+    pauses: Vec<(Instant, usize)>,
+    /// How often a stage was tried, where that is more than once.
+    tries: HashMap<usize, u32>,
+    running: usize,
     /// A stage failed and the run does not go on, or the run was interrupted.
     stopping: bool,
-    cancel: watch::Receiver<bool>,
+    first_failed: Option<usize>,
+    cancel: &'r Cancel,
 }
 
 impl Dispatcher<'_> {
-    /// Makes everything ready that reads from no other stage.
-    fn begin(&mut self, wanted: &[bool]) -> Result<(), Error> {
-        for (id, stage) in self.pipeline.stages.iter().enumerate() {
-            self.waiting_for[id] = stage.upstream().len();
-            if !wanted[id] {
-                self.board.transition(id, Status::Skipped);
+    fn name(&self, open: usize) -> String {
+        self.names[self.graph.id(open)].clone()
+    }
+
+    /// Queues everything that reads from no other open stage.
+    fn begin(&mut self) -> Result<(), Error> {
+        for open in 0..self.graph.len() {
+            if self.waiting_for[open] == 0 {
+                self.board.transition(open, Status::Ready);
+                self.queue.push(open, self.works.get(&open).map_or(0, |work| work.stage.settings.priority), self.graph.height(open));
             }
         }
-        let ready = (0..wanted.len()).filter(|&id| wanted[id] && self.waiting_for[id] == 0).collect();
-        self.make_ready(ready)
+        Ok(())
     }
 
     /// The loop: start what fits, wait for the next event, until every stage has its final state.
-    async fn settle_all(
-        &mut self,
-        mut inbox: mpsc::UnboundedReceiver<(StageId, Progress)>,
-        mut cancel: watch::Receiver<bool>,
-    ) -> Result<(), Error> {
-        let mut may_cancel = true;
+    async fn settle_all(&mut self, inbox: &mut mpsc::UnboundedReceiver<Note>) -> Result<(), Error> {
+        let mut next_sync = Instant::now() + SYNC;
         loop {
-            self.start_what_fits();
-            if self.running.is_empty() {
+            self.stopping |= self.cancel.is_asked();
+            self.start_what_fits()?;
+            let has_timers = !self.elsewhere.is_empty() || !self.pauses.is_empty();
+            let waits = has_timers && !self.stopping;
+            if self.running == 0 && !waits {
                 break;
             }
+            let wake = self.wake_at(next_sync);
             tokio::select! {
-                // Reports come before the end of the stage that sent them.
-                biased;
-                Some((id, progress)) = inbox.recv() => self.report(id, progress),
-                interrupted = cancel.wait_for(|c| *c), if may_cancel => {
-                    may_cancel = false;
-                    self.stopping |= interrupted.is_ok();
+                Some(note) = inbox.recv() => {
+                    self.hear(note)?;
+                    // Whatever else is there already is heard before anything is started.
+                    while let Ok(note) = inbox.try_recv() {
+                        self.hear(note)?;
+                    }
                 }
-                Some(finished) = self.running.join_next() => self.finish(finished)?,
+                () = tokio::time::sleep_until(wake.into()) => self.wake()?,
+            }
+            if Instant::now() >= next_sync {
+                next_sync = Instant::now() + SYNC;
+                let cache = Arc::clone(self.cache);
+                // A failed sync shows when the run ends and everything is synced.
+                tokio::task::spawn_blocking(move || drop(cache.sync()));
             }
         }
         self.close();
         Ok(())
     }
 
-    /// Stages whose inputs are known become ready; those that are hits make their readers ready in turn.
-    fn make_ready(&mut self, mut ready: Vec<StageId>) -> Result<(), Error> {
-        while let Some(id) = ready.pop() {
-            self.board.transition(id, Status::Ready);
-            ready.extend(self.decide(id)?);
+    /// When to look again although nothing was heard.
+    fn wake_at(&self, next_sync: Instant) -> Instant {
+        let pause = self.pauses.iter().map(|(at, _)| *at).min();
+        let elsewhere = (!self.elsewhere.is_empty()).then(|| Instant::now() + ELSEWHERE);
+        [pause, elsewhere].into_iter().flatten().fold(next_sync.min(Instant::now() + Duration::from_millis(500)), Instant::min)
+    }
+
+    fn wake(&mut self) -> Result<(), Error> {
+        let now = Instant::now();
+        let (due, later) = std::mem::take(&mut self.pauses).into_iter().partition(|(at, _)| *at <= now);
+        self.pauses = later;
+        let due: Vec<(Instant, usize)> = due;
+        for open in due.into_iter().map(|(_, open)| open).chain(std::mem::take(&mut self.elsewhere)) {
+            self.decide(open)?;
         }
         Ok(())
     }
 
-    /// Decides the fate of a ready stage; gives the readers that a hit makes ready.
-    fn decide(&mut self, id: StageId) -> Result<Vec<StageId>, Error> {
-        match self.planner.decide(id, self.last)? {
-            Fate::Hit(record) => {
-                self.remember(id, &record.key)?;
-                self.board.transition(id, Status::Done { cached: true });
-                (self.events)(Event::Cached { stage: self.pipeline.stages[id].name.clone(), key: record.key.to_string() });
-                Ok(self.release(id))
+    fn hear(&mut self, note: Note) -> Result<(), Error> {
+        match note {
+            Note::Said(open, said) => {
+                let stage = self.name(open);
+                (self.events)(match said {
+                    Said::Progress(progress) => Event::Progress { stage, progress },
+                    Said::Line(line) => Event::Output { stage, line },
+                });
+                Ok(())
             }
-            Fate::Run(work) => {
-                self.pending.push(Pending { id, work: *work });
-                Ok(Vec::new())
+            Note::Ended(open) => {
+                self.give_back(open);
+                Ok(())
             }
-            Fate::Later(waits) => unreachable!("stage {id} was made ready before {waits:?}"),
+            Note::Finished(finished) => self.finish(finished),
         }
     }
 
-    /// `explain` compares with what was last run or found under this name.
-    fn remember(&mut self, id: StageId, key: &ActionKey) -> Result<(), Error> {
-        let name = &self.pipeline.stages[id].name;
-        if self.last.get(name).as_ref() != Some(key) {
-            self.last.put(name, key)?;
+    /// Decides the fate of a ready stage: a hit makes others ready in turn, anything else is queued.
+    fn decide(&mut self, open: usize) -> Result<(), Error> {
+        let mut ready = vec![open];
+        while let Some(open) = ready.pop() {
+            match self.planner.decide(self.graph.id(open))? {
+                Decision::Hit(key) => {
+                    self.board.transition(open, Status::Done { cached: true });
+                    if self.options.report_cached {
+                        let stage = self.name(open);
+                        (self.events)(Event::Cached { stage, key: key.to_string() });
+                    }
+                    ready.extend(self.release(open));
+                }
+                Decision::Run(work) => {
+                    self.queue.push(open, work.stage.settings.priority, self.graph.height(open));
+                    if self.works.len() < KEPT_WORKS {
+                        self.works.insert(open, work);
+                    }
+                }
+                Decision::Later(waits) => unreachable!("{} was made ready before {waits:?}", self.name(open)),
+            }
         }
         Ok(())
     }
 
-    /// Readers of a stage that is done, if it was the last that they waited for.
-    fn release(&mut self, id: StageId) -> Vec<StageId> {
+    /// Readers of a stage that is done, if it was the last that they waited for; they are ready now.
+    fn release(&mut self, open: usize) -> Vec<usize> {
         let mut ready = Vec::new();
-        for reader in self.readers[id].clone() {
+        for i in 0..self.graph.readers(open).len() {
+            let reader = self.graph.readers(open)[i] as usize;
             self.waiting_for[reader] -= 1;
             if self.waiting_for[reader] == 0 && self.board.status(reader) == Status::Waiting {
+                self.board.transition(reader, Status::Ready);
                 ready.push(reader);
             }
         }
         ready
     }
 
-    fn start_what_fits(&mut self) {
-        if self.stopping {
-            return;
-        }
-        self.pending.sort_by_key(|pending| (self.height[pending.id], std::cmp::Reverse(pending.id)));
-        while let Some(at) = self.pending.iter().rposition(|pending| !self.busy.contains(&pending.work.key)) {
-            let can_use = self.pipeline.stages[self.pending[at].id].threads;
-            let least = can_use.min.clamp(1, self.options.cpus);
-            if least > self.free {
-                break;
-            }
-            let fair = self.free / self.pending.len();
-            let threads = fair.clamp(least, can_use.max.max(least)).min(self.free);
-            let pending = self.pending.remove(at);
-            self.start(pending, threads);
-        }
-    }
-
-    fn start(&mut self, pending: Pending, threads: usize) {
-        let Pending { id, work } = pending;
-        self.board.transition(id, Status::Running);
-        self.busy.insert(work.key);
-        self.free -= threads;
-        let stage = self.pipeline.stages[id].name.clone();
-        (self.events)(Event::Running { stage, key: work.key.to_string(), reasons: work.reasons.clone(), threads });
-        let surroundings = work::Surroundings {
-            pipeline: Arc::clone(self.pipeline),
-            cache: Arc::clone(self.cache),
-            executor: Arc::clone(self.executor),
-            options: self.options.clone(),
-            cancel: self.cancel.clone(),
-        };
-        let reports = self.reports.clone();
-        let (key, started) = (work.key, Instant::now());
-        self.running.spawn(async move {
-            let (sender, mut receiver) = mpsc::unbounded_channel();
-            let forward = async {
-                while let Some(progress) = receiver.recv().await {
-                    // A dispatcher that is gone no longer wants progress.
-                    let _ = reports.send((id, progress));
-                }
+    fn start_what_fits(&mut self) -> Result<(), Error> {
+        let mut set_aside = Vec::new();
+        // Those that only store what they gave hold no threads; they are not to pile up.
+        let most = 2 * self.options.cpus + 2;
+        while !self.stopping && self.resources.has_threads() && self.running < most && set_aside.len() < 64 {
+            let Some(entry) = self.queue.pop() else { break };
+            let open = entry.open;
+            let work = match self.works.remove(&open) {
+                Some(work) => work,
+                None => match self.planner.decide(self.graph.id(open))? {
+                    Decision::Run(work) => work,
+                    // Made meanwhile, by a stage of the same key or by another process.
+                    _ => {
+                        self.decide(open)?;
+                        continue;
+                    }
+                },
             };
-            let (result, ()) = tokio::join!(work::carry_out(&surroundings, id, work, threads, sender), forward);
-            Finished { id, key, threads, started, result }
-        });
-    }
-
-    fn report(&mut self, id: StageId, progress: Progress) {
-        (self.events)(Event::Progress { stage: self.pipeline.stages[id].name.clone(), progress });
-    }
-
-    fn finish(&mut self, finished: Result<Finished, tokio::task::JoinError>) -> Result<(), Error> {
-        let Finished { id, key, threads, started, result } = match finished {
-            Ok(finished) => finished,
-            Err(panic) => std::panic::resume_unwind(panic.into_panic()),
-        };
-        self.free += threads;
-        self.busy.remove(&key);
-        match result {
-            Ok(record) => self.done(id, &record, started.elapsed()),
-            Err(work::Stop::Cancelled) => {
-                self.board.transition(id, Status::Cancelled);
-                (self.events)(Event::Cancelled { stage: self.pipeline.stages[id].name.clone() });
-                Ok(())
+            if self.busy.contains(&work.key) {
+                self.same.push((work.key, open));
+                continue;
             }
-            Err(work::Stop::Failed(failure)) => {
-                self.failed(id, failure);
-                Ok(())
+            match self.resources.grant(&work.stage, self.queue.len() + 1) {
+                Ok(Some(grant)) => self.claim_and_start(open, work, grant)?,
+                Ok(None) => {
+                    self.works.insert(open, work);
+                    set_aside.push(entry);
+                }
+                Err(error) => {
+                    self.board.transition(open, Status::Running);
+                    self.failed(open, error.into());
+                }
             }
         }
-    }
-
-    fn done(&mut self, id: StageId, record: &ActionRecord, took: Duration) -> Result<(), Error> {
-        self.planner.settle(id, record.outputs.clone());
-        self.remember(id, &record.key)?;
-        self.board.transition(id, Status::Done { cached: false });
-        let metrics: Value = record.metrics.iter().map(|(name, value)| (name.clone(), Value::from(*value))).collect();
-        let stage = self.pipeline.stages[id].name.clone();
-        (self.events)(Event::Done { stage, key: record.key.to_string(), seconds: took.as_secs_f64(), metrics });
-        let ready = self.release(id);
-        self.make_ready(ready)?;
-        self.decide_again(&record.key)
-    }
-
-    /// Stages that waited for the record of the same key find it now.
-    fn decide_again(&mut self, key: &ActionKey) -> Result<(), Error> {
-        let (same, others) = std::mem::take(&mut self.pending).into_iter().partition(|pending| pending.work.key == *key);
-        self.pending = others;
-        for Pending { id, .. } in same {
-            let ready = self.decide(id)?;
-            self.make_ready(ready)?;
-        }
+        set_aside.into_iter().for_each(|entry| self.queue.put_back(entry));
         Ok(())
     }
 
-    fn failed(&mut self, id: StageId, failure: Failure) {
-        self.board.transition(id, Status::Failed);
-        (self.events)(Event::Failed { stage: self.pipeline.stages[id].name.clone(), failure });
+    /// Starts a stage, unless another process has it: then that one's record is waited for.
+    fn claim_and_start(&mut self, open: usize, work: Box<Work>, grant: Grant) -> Result<(), Error> {
+        let Some(claim) = self.cache.claim(&work.key)? else {
+            self.resources.give_back(grant);
+            self.elsewhere.push(open);
+            return Ok(());
+        };
+        // Between the decision and the claim it may have been finished elsewhere.
+        if work.stage.settings.cache
+            && self.cache.has_record(&work.key)?
+            && matches!(self.planner.decide(self.graph.id(open))?, Decision::Hit(_))
+        {
+            self.resources.give_back(grant);
+            return self.decide(open);
+        }
+        self.board.transition(open, Status::Running);
+        self.busy.insert(work.key);
+        self.running += 1;
+        self.grants.insert(open, grant.clone());
+        let stage = work.stage.name.clone();
+        (self.events)(Event::Running { stage, key: work.key.to_string(), reasons: work.reasons.clone(), threads: grant.threads });
+        let (sender, around) = (self.sender.clone(), Arc::clone(&self.surroundings));
+        let tries = self.tries.get(&open).copied().unwrap_or(0) + 1;
+        tokio::task::spawn_blocking(move || {
+            let started = Instant::now();
+            // A loop that is gone no longer wants to hear anything.
+            let mut say = |said| drop(sender.send(Note::Said(open, said)));
+            let mut ended = || drop(sender.send(Note::Ended(open)));
+            let result = work::carry_out(&around, &work, &grant, tries, &mut say, &mut ended);
+            let finished = Finished { open, work, took: started.elapsed(), result, _claim: claim };
+            drop(sender.send(Note::Finished(finished)));
+        });
+        Ok(())
+    }
+
+    fn give_back(&mut self, open: usize) {
+        if let Some(grant) = self.grants.remove(&open) {
+            self.resources.give_back(grant);
+        }
+    }
+
+    fn finish(&mut self, finished: Finished) -> Result<(), Error> {
+        let Finished { open, work, took, result, _claim } = finished;
+        self.running -= 1;
+        self.give_back(open);
+        self.busy.remove(&work.key);
+        match result {
+            Ok(record) => self.done(open, &record, took)?,
+            Err(work::Stop::Cancelled) => {
+                self.board.transition(open, Status::Cancelled);
+                let stage = self.name(open);
+                (self.events)(Event::Cancelled { stage });
+            }
+            Err(work::Stop::Failed(failure)) => self.try_again_or_fail(open, &work, failure),
+        }
+        drop(_claim);
+        // Stages that waited for the record of this key find it now, or run themselves.
+        let (same, others): (Vec<_>, Vec<_>) = std::mem::take(&mut self.same).into_iter().partition(|(key, _)| *key == work.key);
+        self.same = others;
+        same.into_iter().try_for_each(|(_, open)| self.decide(open))
+    }
+
+    fn done(&mut self, open: usize, record: &ActionRecord, took: Duration) -> Result<(), Error> {
+        self.planner.settle(self.graph.id(open), record);
+        self.board.transition(open, Status::Done { cached: false });
+        let metrics: Value = record.metrics.iter().map(|(name, value)| (name.clone(), Value::from(*value))).collect();
+        let stage = self.name(open);
+        (self.events)(Event::Done {
+            stage,
+            key: record.key.to_string(),
+            seconds: took.as_secs_f64(),
+            metrics,
+            peak_rss_kib: record.provenance.peak_rss_kib,
+        });
+        self.release(open).into_iter().try_for_each(|reader| self.decide(reader))
+    }
+
+    fn try_again_or_fail(&mut self, open: usize, work: &Work, failure: Failure) {
+        let retries = work.stage.settings.retries;
+        let tries = self.tries.entry(open).or_insert(0);
+        *tries += 1;
+        if *tries > retries.times || self.stopping {
+            return self.failed(open, failure);
+        }
+        let pause = retries.delay.saturating_mul(1 << (*tries - 1).min(20));
+        let tries = *tries;
+        self.board.transition(open, Status::Ready);
+        let stage = self.name(open);
+        (self.events)(Event::Retrying { stage, failure, tries, seconds: pause.as_secs_f64() });
+        self.pauses.push((Instant::now() + pause, open));
+    }
+
+    fn failed(&mut self, open: usize, failure: Failure) {
+        self.board.transition(open, Status::Failed);
+        let stage = self.name(open);
+        (self.events)(Event::Failed { stage: stage.clone(), failure });
         self.stopping |= !self.options.keep_going;
-        let because = self.pipeline.stages[id].name.clone();
-        let mut below = self.readers[id].clone();
+        self.first_failed.get_or_insert(open);
+        let mut below = self.graph.readers(open).to_vec();
         while let Some(reader) = below.pop() {
+            let reader = reader as usize;
             if self.board.status(reader) == Status::Waiting {
-                self.skip(reader, &because);
-                below.extend(self.readers[reader].iter().copied());
+                self.skip(reader, &stage);
+                below.extend(self.graph.readers(reader));
             }
         }
     }
 
-    fn skip(&mut self, id: StageId, because: &str) {
-        self.board.transition(id, Status::Skipped);
-        (self.events)(Event::Skipped { stage: self.pipeline.stages[id].name.clone(), because: because.to_owned() });
+    fn skip(&mut self, open: usize, because: &str) {
+        self.board.transition(open, Status::Skipped);
+        let stage = self.name(open);
+        (self.events)(Event::Skipped { stage, because: because.to_owned() });
     }
 
     /// Gives a final state to what was never begun.
     fn close(&mut self) {
-        let interrupted = *self.cancel.borrow();
-        let failed: Option<String> = self
-            .pipeline
-            .stages
-            .iter()
-            .enumerate()
-            .find(|(id, _)| self.board.status(*id) == Status::Failed)
-            .map(|(_, stage)| stage.name.clone());
-        for id in 0..self.pipeline.stages.len() {
-            if self.board.status(id).is_final() {
+        let failed = self.first_failed.filter(|_| !self.cancel.is_asked()).map(|open| self.name(open));
+        for open in 0..self.graph.len() {
+            if self.board.status(open).is_final() {
                 continue;
             }
             match &failed {
-                Some(because) if !interrupted => self.skip(id, because),
-                _ => {
-                    self.board.transition(id, Status::Cancelled);
-                    (self.events)(Event::Cancelled { stage: self.pipeline.stages[id].name.clone() });
+                Some(because) => self.skip(open, because),
+                None => {
+                    self.board.transition(open, Status::Cancelled);
+                    let stage = self.name(open);
+                    (self.events)(Event::Cancelled { stage });
                 }
             }
         }

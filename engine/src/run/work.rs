@@ -1,33 +1,36 @@
 //! One stage from its decided fate to its record: lay out the inputs, run, store the outputs, write the record.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use tokio::sync::{mpsc, watch};
-use trestle_cache::{ActionRecord, Cache, Content, How, Provenance};
+use trestle_cache::{ActionRecord, BlobId, Cache, Content, Durability, How, Provenance};
 
-use super::Options;
+use super::resources::Grant;
+use super::{Options, undeclared};
 use crate::event::Failure;
-use crate::executor::{Ended, Executor, Order, Outcome, Task};
+use crate::executor::{Cancel, Ended, Executor, Order, Said, Task};
 use crate::job::Job;
-use crate::pipeline::{Action, Bound, Origin, Pipeline, Stage, StageId};
+use crate::pipeline::{Action, Bound, Origin, Stage};
 use crate::plan::Work;
-use crate::stage::{Input, Progress, StageError};
+use crate::stage::{Input, StageError};
 
 /// Longest end of a log that a failure carries.
-const LOG_TAIL_BYTES: usize = 2000;
+const LOG_TAIL_BYTES: u64 = 2000;
 /// Most lines of it.
 const LOG_TAIL_LINES: usize = 20;
+/// What took this long is on disk before it counts as done; what took less is synced with everything else.
+const WORTH_A_SYNC: Duration = Duration::from_secs(1);
 
 /// What every stage's work needs.
 pub struct Surroundings {
-    pub pipeline: Arc<Pipeline>,
     pub cache: Arc<Cache>,
     pub executor: Arc<dyn Executor>,
     pub options: Options,
-    pub cancel: watch::Receiver<bool>,
+    pub cancel: Cancel,
 }
 
 /// Why there is no record.
@@ -42,7 +45,7 @@ impl From<StageError> for Stop {
     }
 }
 
-/// The folder of one stage's work; it goes when this goes.
+/// The folder of one stage's work, and its `TMPDIR`; it goes when this goes.
 struct Room {
     base: PathBuf,
 }
@@ -50,9 +53,8 @@ struct Room {
 impl Room {
     fn open(cache: &Cache, stage: &Stage) -> Result<Self, StageError> {
         let room = Self { base: cache.tmp_dir(&file_name(&stage.name)).map_err(|e| in_words(&e))? };
-        for folder in [room.work(), room.tmp()] {
-            std::fs::create_dir_all(&folder).map_err(|e| cannot("create", &folder, &e))?;
-        }
+        let work = room.work();
+        std::fs::create_dir(&work).map_err(|e| cannot("create", &work, &e))?;
         Ok(room)
     }
 
@@ -61,13 +63,12 @@ impl Room {
         self.base.join("work")
     }
 
-    /// Its `TMPDIR`.
-    fn tmp(&self) -> PathBuf {
-        self.base.join("tmp")
-    }
-
     fn job(&self) -> PathBuf {
         self.base.join("job.json")
+    }
+
+    fn log(&self) -> PathBuf {
+        self.base.join("log")
     }
 }
 
@@ -78,84 +79,131 @@ impl Drop for Room {
     }
 }
 
-/// Carries a stage out.
-pub async fn carry_out(
+/// Carries a stage out, on a thread that may wait. `ended` is called when its process has ended: what it was granted is free, although its outputs
+/// are still to be stored.
+pub fn carry_out(
     around: &Surroundings,
-    id: StageId,
-    work: Work,
-    threads: usize,
-    progress: mpsc::UnboundedSender<Progress>,
+    work: &Work,
+    grant: &Grant,
+    tries: u32,
+    say: &mut dyn FnMut(Said),
+    ended: &mut dyn FnMut(),
 ) -> Result<Box<ActionRecord>, Stop> {
     let started = Instant::now();
     let began = SystemTime::now();
-    let (pipeline, cache, options) = (Arc::clone(&around.pipeline), Arc::clone(&around.cache), around.options.clone());
-    let contents = work.contents.clone();
-    let (room, order) = blocking(move || prepare(&pipeline.stages[id], &cache, &contents, threads, &options)).await?;
-    let outcome = around.executor.execute(&order, progress, around.cancel.clone()).await.map_err(|ended| stop(ended, &order.log))?;
-    let (pipeline, cache, options) = (Arc::clone(&around.pipeline), Arc::clone(&around.cache), around.options.clone());
-    let log = order.log.clone();
-    let record = move || {
-        let stage = &pipeline.stages[id];
-        let provenance = provenance(&cache, stage, &options, &outcome, (began, started), threads, &log)?;
-        store(stage, &cache, &room, work, outcome, provenance)
+    let (stage, cache, options) = (&work.stage, &around.cache, &around.options);
+    let (room, order) = prepare(stage, cache, &work.contents, grant, options)?;
+    let outcome = around.executor.execute(&order, say, &around.cancel);
+    ended();
+    let outcome = outcome.map_err(|ended| stop(ended, work, &room, options))?;
+    let took = started.elapsed();
+    let durability = if took >= WORTH_A_SYNC { Durability::Durable } else { Durability::Later };
+    let outputs = store(stage, cache, &room, durability).map_err(|error| stop(Ended::Failed(error), work, &room, options))?;
+    let provenance = Provenance {
+        stage: stage.name.clone(),
+        started_unix_ms: began.duration_since(UNIX_EPOCH).map_or(0, milliseconds),
+        duration_ms: milliseconds(took),
+        peak_rss_kib: outcome.peak_rss_kib,
+        cpu_ms: outcome.cpu.map(milliseconds),
+        threads: grant.threads,
+        tries,
+        sandbox: outcome.sandbox,
+        host: options.host.clone(),
+        versions: options.versions.clone(),
+        log: keep_log(cache, &room, &log_path(options, stage))?,
     };
-    blocking(record).await.map_err(Stop::from)
-}
-
-/// File work off the dispatcher's thread.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, StageError> + Send + 'static) -> Result<T, StageError> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    // Until the record is written, nothing of this stage exists for anybody.
+    let record = ActionRecord { key: work.key, manifest: work.manifest.clone(), outputs, metrics: outcome.metrics, provenance };
+    cache.put_record(&record).map_err(|e| in_words(&e))?;
+    if durability == Durability::Durable {
+        cache.sync_records().map_err(|e| in_words(&e))?;
     }
+    Ok(Box::new(record))
 }
 
-fn stop(ended: Ended, log: &Path) -> Stop {
-    match ended {
-        Ended::Cancelled => Stop::Cancelled,
-        Ended::Failed(error) => {
-            let log_tail = tail(log);
-            Stop::Failed(Failure { error, log: Some(log.to_owned()), log_tail })
-        }
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// A failed stage leaves its log for people.
+fn stop(ended: Ended, work: &Work, room: &Room, options: &Options) -> Stop {
+    let error = match ended {
+        Ended::Cancelled => return Stop::Cancelled,
+        Ended::Failed(error) => error,
+    };
+    let log_tail = tail(&room.log());
+    let path = log_path(options, &work.stage);
+    // Where even that cannot be written, the end of the log is all there is.
+    let kept = create_parent(&path).is_ok() && std::fs::copy(room.log(), &path).is_ok();
+    let error = match undeclared::named_in(&log_tail, &options.root, &work.stage) {
+        Some(help) if error.help.is_none() => error.help(help),
+        _ => error,
+    };
+    Stop::Failed(Failure { error, log: kept.then_some(path), log_tail })
+}
+
+fn log_path(options: &Options, stage: &Stage) -> PathBuf {
+    options.logs.join(format!("{}.log", file_name(&stage.name)))
+}
+
+/// Stores what the stage printed, if it printed anything, and removes the log of an earlier failure.
+fn keep_log(cache: &Cache, room: &Room, failed: &Path) -> Result<Option<BlobId>, StageError> {
+    // There is mostly none.
+    let _ = std::fs::remove_file(failed);
+    let log = room.log();
+    if !std::fs::metadata(&log).is_ok_and(|meta| meta.len() > 0) {
+        return Ok(None);
+    }
+    match cache.ingest(&log, Durability::Later).map_err(|e| in_words(&e))? {
+        Content::Blob { id, .. } => Ok(Some(id)),
+        Content::Tree { .. } => Ok(None),
     }
 }
 
 /// The end of a log, in whole lines.
 fn tail(log: &Path) -> String {
-    let bytes = std::fs::read(log).unwrap_or_default();
-    let end = String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(LOG_TAIL_BYTES)..]).into_owned();
+    let read = || -> std::io::Result<Vec<u8>> {
+        let mut file = File::open(log)?;
+        let length = file.metadata()?.len();
+        file.seek(SeekFrom::Start(length.saturating_sub(LOG_TAIL_BYTES)))?;
+        let mut bytes = Vec::new();
+        file.take(LOG_TAIL_BYTES).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    };
+    // No log, no end of it.
+    let end = String::from_utf8_lossy(&read().unwrap_or_default()).into_owned();
     let lines: Vec<&str> = end.lines().collect();
     lines[lines.len().saturating_sub(LOG_TAIL_LINES)..].join("\n")
 }
 
 /// Lays out the stage's folder and says how to run it.
-fn prepare(
-    stage: &Stage,
-    cache: &Cache,
-    contents: &[Vec<Content>],
-    threads: usize,
-    options: &Options,
-) -> Result<(Room, Order), StageError> {
+fn prepare(stage: &Stage, cache: &Cache, contents: &[Vec<Content>], grant: &Grant, options: &Options) -> Result<(Room, Order), StageError> {
     let room = Room::open(cache, stage)?;
     let work = room.work();
     // Native stages are ours and only read; a command may do anything to a file that it is handed.
     let how = if matches!(stage.action, Action::Native { .. }) { How::Link } else { How::Copy };
-    for (slot, contents) in stage.inputs.iter().zip(contents) {
-        for (bound, content) in slot.values.iter().zip(contents) {
-            lay_out(cache, bound, content, &work.join(&bound.place), how)?;
+    let values = stage.inputs.iter().zip(contents).flat_map(|(slot, contents)| slot.values.iter().zip(contents));
+    let mut values: Vec<(&Bound, &Content)> = values.collect();
+    // A folder before what is in it: a file of a folder that is an input too is there already.
+    values.sort_by_key(|(bound, _)| bound.place.as_str());
+    let mut laid: Vec<&str> = Vec::new();
+    for (bound, content) in values {
+        let place = work.join(&bound.place);
+        if laid.iter().any(|above| Path::new(&bound.place).starts_with(above)) {
+            check_laid(cache, bound, content, &place)?;
+        } else {
+            lay_out(cache, bound, content, &place, how)?;
+            laid.push(&bound.place);
         }
     }
     for output in stage.outputs.values() {
         create_parent(&work.join(&output.path))?;
     }
-    let log = options.logs.join(format!("{}.log", file_name(&stage.name)));
-    create_parent(&log)?;
-    std::fs::write(&log, b"").map_err(|e| cannot("write", &log, &e))?;
-    let task = task(stage, &room, threads, options)?;
-    Ok((room, Order { task, work, threads, log }))
+    let (task, log) = (task(stage, &room, grant, options)?, room.log());
+    Ok((room, Order { task, work, threads: grant.threads, log, timeout: stage.settings.timeout, verbose: options.verbose }))
 }
 
-fn task(stage: &Stage, room: &Room, threads: usize, options: &Options) -> Result<Task, StageError> {
+fn task(stage: &Stage, room: &Room, grant: &Grant, options: &Options) -> Result<Task, StageError> {
     match &stage.action {
         Action::Native { kind, version, params } => {
             let path = room.job();
@@ -170,23 +218,49 @@ fn task(stage: &Stage, room: &Room, threads: usize, options: &Options) -> Result
                     .map(|slot| (slot.name.clone(), slot.values.iter().map(|bound| input(&room.work(), bound)).collect()))
                     .collect(),
                 outputs: stage.outputs.iter().map(|(name, output)| (name.clone(), room.work().join(&output.path))).collect(),
-                threads,
+                threads: grant.threads,
             };
             let bytes = serde_json::to_vec_pretty(&job).map_err(|e| StageError::new(e.to_string()))?;
             std::fs::write(&path, bytes).map_err(|e| cannot("write", &path, &e))?;
             Ok(Task::Native { job: path })
         }
-        Action::Command { script, shell, env, .. } => {
+        Action::Command { script, shell, env, workdir, stdout } => {
             let mut variables = options.env.clone();
-            variables.insert("TMPDIR".to_owned(), room.tmp().to_string_lossy().into_owned());
+            variables.insert("TMPDIR".to_owned(), room.base.to_string_lossy().into_owned());
+            if !grant.gpus.is_empty() {
+                let numbers: Vec<String> = grant.gpus.iter().map(u32::to_string).collect();
+                variables.insert("CUDA_VISIBLE_DEVICES".to_owned(), numbers.join(","));
+            }
             variables.extend(env.clone());
-            Ok(Task::Command { shell: shell.clone(), script: script.clone(), env: variables })
+            create_folder(&room.work().join(workdir))?;
+            let target = stdout.as_ref().and_then(|name| stage.outputs.get(name));
+            Ok(Task::Command {
+                shell: shell.clone(),
+                script: script.clone(),
+                env: variables,
+                workdir: workdir.clone(),
+                stdout: target.map(|output| room.work().join(&output.path)),
+                network: stage.settings.network,
+            })
         }
     }
 }
 
 fn input(work: &Path, bound: &Bound) -> Input {
     Input { path: work.join(&bound.place), labels: bound.labels.clone() }
+}
+
+/// Makes sure that what another input brought to this place is what the key was made of.
+fn check_laid(cache: &Cache, bound: &Bound, content: &Content, place: &Path) -> Result<(), StageError> {
+    if cache.source(place).map_err(|e| in_words(&e))? == *content { Ok(()) } else { Err(changed(&bound.origin)) }
+}
+
+fn changed(origin: &Origin) -> StageError {
+    let what = match origin {
+        Origin::File { written, .. } => format!("`{written}` changed while the run was under way"),
+        Origin::Output { output, .. } => format!("two inputs have the same place, and not the same content (one is `{output}`)"),
+    };
+    StageError::new(what).help("run again; nothing was recorded for this stage")
 }
 
 /// Puts one input in its place, and makes sure that it is what the key was made of.
@@ -199,70 +273,54 @@ fn lay_out(cache: &Cache, bound: &Bound, content: &Content, place: &Path, how: H
             }
             other => in_words(&other),
         }),
-        Origin::File { path, written } => cache.copy_source(path, place).map_err(|e| in_words(&e)).and_then(|copied| {
-            if copied == *content {
-                return Ok(());
-            }
-            Err(StageError::new(format!("`{written}` changed while the run was under way"))
-                .help("run again; nothing was recorded for this stage"))
-        }),
+        Origin::File { path, .. } => {
+            let copied = cache.copy_source(path, place).map_err(|e| in_words(&e))?;
+            if copied == *content { Ok(()) } else { Err(changed(&bound.origin)) }
+        }
     }
 }
 
-fn provenance(
-    cache: &Cache,
-    stage: &Stage,
-    options: &Options,
-    outcome: &Outcome,
-    (began, started): (SystemTime, Instant),
-    threads: usize,
-    log: &Path,
-) -> Result<Provenance, StageError> {
-    let log = match std::fs::metadata(log) {
-        Ok(meta) if meta.len() > 0 => match cache.store_file(log).map_err(|e| in_words(&e))? {
-            Content::Blob { id, .. } => Some(id),
-            Content::Tree { .. } => None,
-        },
-        _ => None,
-    };
-    Ok(Provenance {
-        stage: stage.name.clone(),
-        started_unix_ms: began.duration_since(UNIX_EPOCH).map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX)),
-        duration_ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
-        peak_rss_kib: outcome.peak_rss_kib,
-        threads,
-        host: options.host.clone(),
-        versions: options.versions.clone(),
-        log,
-    })
-}
-
-/// Stores all outputs, then the record: until it is written, nothing of this stage exists for anybody.
-fn store(
-    stage: &Stage,
-    cache: &Cache,
-    room: &Room,
-    work: Work,
-    outcome: Outcome,
-    provenance: Provenance,
-) -> Result<Box<ActionRecord>, StageError> {
+/// Stores all outputs.
+fn store(stage: &Stage, cache: &Cache, room: &Room, durability: Durability) -> Result<BTreeMap<String, Content>, StageError> {
     let mut outputs = BTreeMap::new();
     for (name, output) in &stage.outputs {
         let path = room.work().join(&output.path);
-        if std::fs::symlink_metadata(&path).is_err() {
-            return Err(StageError::new(format!("the stage ended well but did not write its output `{name}`"))
-                .help(format!("it was expected at `{}` in the stage's folder", output.path)));
-        }
-        outputs.insert(name.clone(), cache.ingest(&path).map_err(|e| in_words(&e))?);
+        stays_inside(&room.work(), &output.path, name)?;
+        let content = cache.ingest(&path, durability).map_err(|error| match error {
+            trestle_cache::Error::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound && !path.exists() => {
+                StageError::new(format!("the stage ended well but did not write its output `{name}`"))
+                    .help(format!("it was expected at `{}` in the stage's folder", output.path))
+            }
+            other => in_words(&other),
+        })?;
+        outputs.insert(name.clone(), content);
     }
-    let record = ActionRecord { key: work.key, manifest: work.manifest, outputs, metrics: outcome.metrics, provenance };
-    cache.put_record(&record).map_err(|e| in_words(&e))?;
-    Ok(Box::new(record))
+    Ok(outputs)
+}
+
+/// A folder above an output may have been replaced by a link to anywhere; what lies there is not the stage's to give.
+fn stays_inside(work: &Path, output: &str, name: &str) -> Result<(), StageError> {
+    let mut folder = work.to_owned();
+    for part in Path::new(output).parent().into_iter().flat_map(Path::components) {
+        folder.push(part);
+        if std::fs::symlink_metadata(&folder).is_ok_and(|meta| meta.is_symlink()) {
+            let message = format!("the output `{name}` lies behind a link: {} was replaced by one", folder.display());
+            return Err(StageError::new(message).help("write outputs where they were declared, into real folders"));
+        }
+    }
+    Ok(())
 }
 
 fn create_parent(path: &Path) -> Result<(), StageError> {
-    let parent = path.parent().unwrap_or(path);
-    std::fs::create_dir_all(parent).map_err(|e| cannot("create", parent, &e))
+    create_folder(path.parent().unwrap_or(path))
+}
+
+/// Mostly there already, or one level short of it.
+fn create_folder(path: &Path) -> Result<(), StageError> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    std::fs::create_dir_all(path).map_err(|e| cannot("create", path, &e))
 }
 
 fn cannot(doing: &str, path: &Path, error: &std::io::Error) -> StageError {

@@ -58,6 +58,7 @@ pub struct Conv {
 
 /// One step of a forward pass. Images are `[n, h, w, c]`, tokens `[n, t, c]`, features `[n, c]`.
 #[derive(Debug, Clone, PartialEq)]
+#[allow(clippy::enum_variant_names, reason = "LayerNorm is the name of that layer")]
 pub enum Layer {
     Conv(Conv),
     BatchNorm {

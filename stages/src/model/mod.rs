@@ -289,8 +289,8 @@ impl Model {
         self.config.classes = classes.to_vec();
         self.units = self.config.layers();
         let stream = Stream::new(seed, "model/head");
-        let head = self.config.specs().into_iter().filter(|(unit, _)| unit == HEAD);
-        head.map(|(_, spec)| spec.draw(&mut self.params, &stream)).collect()
+        let mut head = self.config.specs().into_iter().filter(|(unit, _)| unit == HEAD);
+        head.try_for_each(|(_, spec)| spec.draw(&mut self.params, &stream))
     }
 
     /// The unit that the tensor called `name` belongs to.

@@ -6,7 +6,7 @@ use std::path::Path;
 use super::layer::Spec;
 use crate::error::{Error, Result};
 use crate::nn::Params;
-use crate::nn::params::load_tensors;
+use crate::nn::params::{Values, load_tensors};
 
 /// The shape that PyTorch has for one of ours.
 fn their_shape(ours: &[usize]) -> Vec<usize> {
@@ -37,7 +37,7 @@ fn reordered(shape: &[usize], values: &[f32]) -> Vec<f32> {
 
 /// Reads the tensors of an architecture.
 pub fn read(specs: &[Spec], path: &Path) -> Result<Params> {
-    let mut found: BTreeMap<String, (Vec<usize>, Vec<f32>)> = load_tensors(path)?;
+    let mut found: BTreeMap<String, Values> = load_tensors(path)?;
     let mut params = Params::new();
     for spec in specs {
         let Some((shape, values)) = found.remove(&spec.name) else {

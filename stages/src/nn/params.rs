@@ -170,11 +170,14 @@ impl Params {
     }
 }
 
+/// Shape and values of a tensor.
+pub type Values = (Vec<usize>, Vec<f32>);
+
 /// Shapes and values of the tensors in a safetensors file, by name; whole numbers (PyTorch counts batches) are left out.
 ///
 /// # Errors
 /// As [`Params::load`].
-pub fn load_tensors(path: &Path) -> Result<BTreeMap<String, (Vec<usize>, Vec<f32>)>> {
+pub fn load_tensors(path: &Path) -> Result<BTreeMap<String, Values>> {
     let bytes = std::fs::read(path).map_err(Error::io(path))?;
     let file = SafeTensors::deserialize(&bytes).map_err(|e| Error::data(path, e))?;
     let mut tensors = BTreeMap::new();

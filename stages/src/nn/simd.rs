@@ -77,6 +77,7 @@ mod tests {
     use super::*;
 
     #[test]
+    #[allow(clippy::redundant_closure, reason = "an attribute needs a closure to stand at")]
     fn every_level_gives_the_same_bits() {
         let x: Vec<f32> = (0..1000).map(|i| (i as f32 * 0.37).sin() * 50.0).collect();
         let work = || -> Vec<u32> { x.iter().map(|&v| crate::nn::math::sigmoid(v * 0.3 + 1.0).to_bits()).collect() };

@@ -99,13 +99,7 @@ impl Scalar for Relu6 {
     const NAME: &'static str = "relu6";
     #[inline(always)]
     fn value(x: f32) -> f32 {
-        if x <= 0.0 {
-            0.0
-        } else if x >= 6.0 {
-            6.0
-        } else {
-            x
-        }
+        x.clamp(0.0, 6.0)
     }
     #[inline(always)]
     fn slope(x: f32) -> f32 {

@@ -1,0 +1,138 @@
+//! What a later run needs to know that nothing changed: the stats under which files were last found to be what they should be.
+//!
+//! The index answers that for one file at a time and by reading all of itself. A plan that was made before keeps the stats of its own
+//! files instead, in its own order, so that comparing is one `stat` a file and nothing else.
+
+use std::fs;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use rayon::prelude::*;
+use rustix::fs::{AtFlags, CWD, Mode, OFlags};
+
+use super::Cache;
+use crate::content::{Content, Entry};
+use crate::digest::BlobId;
+use crate::error::{Error, Result};
+use crate::files::Stat;
+
+/// From this many files on, stats are taken by all threads.
+const MANY: usize = 512;
+
+/// The stat under which a file's bytes are known. Opaque; kept as [`FileStat::BYTES`] bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FileStat(Stat);
+
+impl FileStat {
+    /// Length of [`FileStat::to_bytes`].
+    pub const BYTES: usize = 40;
+
+    /// As bytes.
+    pub fn to_bytes(self) -> [u8; Self::BYTES] {
+        let Stat { dev, ino, size, mtime, ctime } = self.0;
+        let mut bytes = [0; Self::BYTES];
+        for (place, number) in bytes.chunks_exact_mut(8).zip([dev, ino, size, mtime.cast_unsigned(), ctime.cast_unsigned()]) {
+            place.copy_from_slice(&number.to_le_bytes());
+        }
+        bytes
+    }
+
+    /// From [`FileStat::to_bytes`].
+    pub fn from_bytes(bytes: &[u8; Self::BYTES]) -> Self {
+        let number = |at: usize| {
+            let mut eight = [0; 8];
+            eight.copy_from_slice(&bytes[at * 8..at * 8 + 8]);
+            u64::from_le_bytes(eight)
+        };
+        Self(Stat { dev: number(0), ino: number(1), size: number(2), mtime: number(3).cast_signed(), ctime: number(4).cast_signed() })
+    }
+}
+
+impl Cache {
+    /// The stat of a source file, if its bytes are known to be those of `content` under it. None for a folder.
+    pub fn vouch_source(&self, path: &Path, content: &Content) -> Option<FileStat> {
+        let Content::Blob { id, .. } = content else { return None };
+        let stat = Stat::from(&fs::metadata(path).ok()?);
+        (self.index.known(&stat) == Some(*id)).then_some(FileStat(stat))
+    }
+
+    /// The stat of each blob, where its bytes are known to be right under it.
+    pub fn vouch_blobs(&self, ids: &[BlobId]) -> Vec<Option<FileStat>> {
+        let Ok(folder) = self.blobs_folder() else { return vec![None; ids.len()] };
+        let vouch = |id: &BlobId| {
+            let stat = blob_stat(&folder, id)?;
+            (self.index.known(&stat) == Some(*id)).then_some(FileStat(stat))
+        };
+        ids.iter().map(vouch).collect()
+    }
+
+    /// Where a source's stat is no longer the one that was vouched for, in the order given. A source without a stat counts as changed.
+    pub fn changed_sources<'p>(&self, sources: &[(&'p Path, Option<FileStat>)]) -> Vec<bool> {
+        let changed = |(path, stat): &(&'p Path, Option<FileStat>)| stat.is_none_or(|stat| stat_at(CWD, *path) != Some(stat.0));
+        if sources.len() < MANY { sources.iter().map(changed).collect() } else { sources.par_iter().map(changed).collect() }
+    }
+
+    /// Where a blob's stat is no longer the one that was vouched for, in the order given.
+    pub fn changed_blobs(&self, blobs: &[(BlobId, Option<FileStat>)]) -> Vec<bool> {
+        let Ok(folder) = self.blobs_folder() else { return vec![true; blobs.len()] };
+        let changed = |(id, stat): &(BlobId, Option<FileStat>)| stat.is_none_or(|stat| blob_stat(&folder, id) != Some(stat.0));
+        if blobs.len() < MANY { blobs.iter().map(changed).collect() } else { blobs.par_iter().map(changed).collect() }
+    }
+
+    /// The stat of the file that holds all records: as long as it stays, so do they.
+    pub fn records_stat(&self) -> Option<FileStat> {
+        Some(FileStat(Stat::from(&fs::metadata(self.store.records().path()).ok()?)))
+    }
+
+    /// Every blob of a content, the trees' own bytes among them.
+    ///
+    /// # Errors
+    /// As [`Cache::read_tree`].
+    pub fn blobs_of(&self, content: &Content, into: &mut Vec<BlobId>) -> Result<()> {
+        match *content {
+            Content::Blob { id, .. } => into.push(id),
+            Content::Tree { id } => {
+                into.push(BlobId::new(id.digest()));
+                for entry in self.read_tree(&id)?.entries.into_values() {
+                    match entry {
+                        Entry::File { id, .. } => into.push(id),
+                        Entry::Dir(id) => self.blobs_of(&Content::Tree { id }, into)?,
+                        Entry::Symlink(_) => {}
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn blobs_folder(&self) -> Result<OwnedFd> {
+        let path = self.root.join("blobs");
+        let flags = OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::PATH;
+        rustix::fs::open(&path, flags, Mode::empty()).map_err(|e| Error::io("open", &path)(e.into()))
+    }
+}
+
+/// The stat of a regular file.
+fn stat_at(folder: impl AsFd, path: impl rustix::path::Arg) -> Option<Stat> {
+    let found = rustix::fs::statat(folder, path, AtFlags::empty()).ok()?;
+    let nanoseconds = |seconds: i64, rest: u64| seconds.saturating_mul(1_000_000_000).saturating_add(rest.cast_signed());
+    let is_file = rustix::fs::FileType::from_raw_mode(found.st_mode).is_file();
+    is_file.then(|| Stat {
+        dev: found.st_dev,
+        ino: found.st_ino,
+        size: found.st_size.cast_unsigned(),
+        mtime: nanoseconds(found.st_mtime, found.st_mtime_nsec),
+        ctime: nanoseconds(found.st_ctime, found.st_ctime_nsec),
+    })
+}
+
+fn blob_stat(folder: &OwnedFd, id: &BlobId) -> Option<Stat> {
+    const HEX: &[u8; 16] = b"0123456789abcdef";
+    let mut name = [b'/'; 65];
+    for (i, byte) in id.as_bytes().iter().enumerate() {
+        let at = if i == 0 { 0 } else { 2 * i + 1 };
+        name[at] = HEX[usize::from(byte >> 4)];
+        name[at + 1] = HEX[usize::from(byte & 15)];
+    }
+    stat_at(folder, &name[..])
+}

@@ -1,0 +1,358 @@
+//! Where jobs run. [`Local`] starts processes on this machine; a cluster's scheduler would be another [`Executor`].
+
+mod cancel;
+mod direct;
+mod process;
+mod sandbox;
+mod strays;
+
+pub use cancel::Cancel;
+pub use sandbox::Sandbox;
+pub use strays::end_below;
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::time::{Duration, Instant};
+
+use crate::job::Message;
+use crate::stage::{Progress, StageError};
+use process::{End, Limits, Stream, supervise};
+use sandbox::Spawners;
+
+/// What is to be run: a native stage's job file, or a command.
+#[derive(Debug, Clone)]
+pub enum Task {
+    /// `trestle job FILE`.
+    Native {
+        /// The job file.
+        job: PathBuf,
+    },
+    /// A shell with a script.
+    Command {
+        /// The words before the script.
+        shell: Vec<String>,
+        /// The script.
+        script: String,
+        /// Its whole environment.
+        env: BTreeMap<String, String>,
+        /// Where it starts, below the work folder.
+        workdir: String,
+        /// The file that takes its standard output; the log does if there is none.
+        stdout: Option<PathBuf>,
+        /// Whether it may use the network.
+        network: bool,
+    },
+}
+
+/// One task with its surroundings.
+#[derive(Debug, Clone)]
+pub struct Order {
+    /// What to run.
+    pub task: Task,
+    /// The folder in which it runs.
+    pub work: PathBuf,
+    /// Threads that it may use.
+    pub threads: usize,
+    /// File that takes all it prints.
+    pub log: PathBuf,
+    /// After this long it is ended, and has failed.
+    pub timeout: Option<Duration>,
+    /// Also say every line that it prints.
+    pub verbose: bool,
+}
+
+/// What a running task says.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Said {
+    /// How far it is.
+    Progress(Progress),
+    /// A line that it printed, if the order asked for them.
+    Line(String),
+}
+
+/// What a task that ended well reported.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Outcome {
+    /// Metrics by name.
+    pub metrics: BTreeMap<String, f64>,
+    /// Highest resident memory in KiB, if known.
+    pub peak_rss_kib: Option<u64>,
+    /// Processor time of all its processes, if known.
+    pub cpu: Option<Duration>,
+    /// What kept it from undeclared files.
+    pub sandbox: String,
+}
+
+/// Why a task did not end well.
+#[derive(Debug, Clone)]
+pub enum Ended {
+    /// It failed.
+    Failed(StageError),
+    /// It was ended because the run was interrupted.
+    Cancelled,
+}
+
+/// Something that can run tasks.
+pub trait Executor: Send + Sync {
+    /// Runs one task to its end, or to an early one if `cancel` asks for it. Called from a thread that may wait.
+    ///
+    /// # Errors
+    /// Why it did not end well.
+    fn execute(&self, order: &Order, say: &mut dyn FnMut(Said), cancel: &Cancel) -> Result<Outcome, Ended>;
+}
+
+/// Processes on this machine, each in a process group of its own.
+#[derive(Debug)]
+pub struct Local {
+    program: Vec<OsString>,
+    env: BTreeMap<String, String>,
+    grace: Duration,
+    spawners: Spawners,
+    /// Where programs were found, by name and search path.
+    found: Mutex<BTreeMap<(String, String), Option<PathBuf>>>,
+}
+
+impl Local {
+    /// `program` are the words that start this program, for `… job FILE`; `env` the variables that native stages get, which do not depend on
+    /// them; `grace` how long a process has to end after SIGTERM. Commands are kept from the folders `closed`, but for what lies below `rooms`.
+    pub fn new(
+        program: Vec<OsString>,
+        env: BTreeMap<String, String>,
+        grace: Duration,
+        sandbox: Sandbox,
+        closed: Vec<PathBuf>,
+        rooms: PathBuf,
+    ) -> Self {
+        strays::adopt();
+        Self { program, env, grace, spawners: Spawners::new(sandbox, closed, rooms), found: Mutex::default() }
+    }
+}
+
+impl Executor for Local {
+    fn execute(&self, order: &Order, say: &mut dyn FnMut(Said), cancel: &Cancel) -> Result<Outcome, Ended> {
+        let limits = Limits { cancel, deadline: order.timeout.map(|timeout| Instant::now() + timeout), grace: self.grace };
+        match &order.task {
+            Task::Native { job } => self.native(order, job, say, &limits),
+            Task::Command { .. } => self.command(order, say, &limits),
+        }
+    }
+}
+
+impl Local {
+    fn native(&self, order: &Order, job: &Path, say: &mut dyn FnMut(Said), limits: &Limits<'_>) -> Result<Outcome, Ended> {
+        let (program, arguments) = self.program.split_first().ok_or_else(|| failed("no program to run jobs with"))?;
+        let mut command = Command::new(program);
+        command.args(arguments).arg("job").arg(job);
+        command.env_clear().envs(&self.env).env("RAYON_NUM_THREADS", order.threads.to_string());
+        let (output, (protocol, theirs)) = (Output::to_log(order)?, pipe()?);
+        command.stdout(theirs).stderr(output.handle()?);
+        place(&mut command, &order.work);
+        let child = command.spawn().map_err(|e| failed(format!("cannot start this program: {e}")))?;
+        let mut log = output.sink();
+        // The child has its own ends of the pipes now; as long as there are others, the pipes have no end.
+        drop(command);
+        drop(output.write);
+        let mut heard = Heard::default();
+        let say = std::cell::RefCell::new(say);
+        let mut messages = |line: &str| heard.line(line, &mut |progress| (say.borrow_mut())(Said::Progress(progress)));
+        let mut lines = |line: &str| {
+            log(line);
+            (say.borrow_mut())(Said::Line(line.to_owned()));
+        };
+        let mut streams = vec![Stream::new(protocol, &mut messages).map_err(unwatched)?];
+        if let Some(read) = output.read {
+            streams.push(Stream::new(read, &mut lines).map_err(unwatched)?);
+        }
+        let ended = supervise(child, limits, None, &mut streams).map_err(unwatched)?;
+        drop(streams);
+        came_to_its_end(&ended, order)?;
+        let outcome = heard.conclude(ended.status)?;
+        Ok(Outcome { cpu: Some(ended.cpu), sandbox: "native".to_owned(), ..outcome })
+    }
+
+    fn command(&self, order: &Order, say: &mut dyn FnMut(Said), limits: &Limits<'_>) -> Result<Outcome, Ended> {
+        let Task::Command { network, env, .. } = &order.task else { return Err(failed("this is no command")) };
+        let output = Output::to_log(order)?;
+        let (command, name) = self.prepare(order, &output)?;
+        let mut log = output.sink();
+        let mark = env.get("TMPDIR").map(|folder| format!("TMPDIR={folder}"));
+        let (child, sandbox) = self.spawners.spawn(command, *network).map_err(Ended::Failed)?;
+        let child = child.map_err(|e| not_started(&name, &e))?;
+        let mut lines = |line: &str| {
+            log(line);
+            say(Said::Line(line.to_owned()));
+        };
+        drop(output.write);
+        let mut streams = Vec::new();
+        if let Some(read) = output.read {
+            streams.push(Stream::new(read, &mut lines).map_err(unwatched)?);
+        }
+        let ended = supervise(child, limits, mark.as_deref(), &mut streams).map_err(unwatched)?;
+        came_to_its_end(&ended, order)?;
+        if !ended.status.success() {
+            return Err(failed(format!("the command {}", describe(ended.status))));
+        }
+        Ok(Outcome { peak_rss_kib: ended.peak_rss_kib, cpu: Some(ended.cpu), sandbox, ..Outcome::default() })
+    }
+
+    /// The command as a process to start, and what it is called in messages.
+    fn prepare(&self, order: &Order, output: &Output) -> Result<(Command, String), Ended> {
+        let Task::Command { shell, script, env, workdir, stdout, .. } = &order.task else { return Err(failed("this is no command")) };
+        let folder = order.work.join(workdir);
+        let simple = if *shell == DEFAULT_SHELL { direct::parse(script) } else { None };
+        let simple = simple.and_then(|direct| Some((self.find(direct.program, env)?, direct)));
+        let mut target = stdout.clone();
+        let (mut command, name) = match simple {
+            Some((path, direct)) => {
+                use std::os::unix::process::CommandExt;
+                target = direct.stdout.map(|written| folder.join(written)).or(target);
+                let mut command = Command::new(path);
+                command.arg0(direct.program).args(direct.arguments);
+                (command, direct.program.to_owned())
+            }
+            None => {
+                let (program, arguments) = shell.split_first().ok_or_else(|| failed("`shell` is empty"))?;
+                let path = self.find(program, env).unwrap_or_else(|| PathBuf::from(program));
+                let mut command = Command::new(path);
+                command.args(arguments).arg(script);
+                (command, program.clone())
+            }
+        };
+        match target {
+            Some(path) => command.stdout(File::create(&path).map_err(|e| failed(format!("cannot write {}: {e}", path.display())))?),
+            None => command.stdout(output.handle()?),
+        };
+        command.stderr(output.handle()?).env_clear().envs(env);
+        place(&mut command, &folder);
+        Ok((command, name))
+    }
+
+    /// Where the program called `name` is; found once for each search path.
+    fn find(&self, name: &str, env: &BTreeMap<String, String>) -> Option<PathBuf> {
+        let key = (name.to_owned(), env.get("PATH").cloned().unwrap_or_default());
+        let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        found.entry(key).or_insert_with(|| direct::find(name, env)).clone()
+    }
+}
+
+/// The words before the script of a command that names no shell: stop at the first error, and at a variable that is not set.
+pub const DEFAULT_SHELL: [&str; 4] = ["/bin/sh", "-e", "-u", "-c"];
+
+/// In its folder, without input, leading a process group. Nothing is done between fork and exec, so the system's fast way to start a process is open.
+fn place(command: &mut Command, folder: &Path) {
+    use std::os::unix::process::CommandExt;
+    command.current_dir(folder).stdin(Stdio::null()).process_group(0);
+}
+
+fn failed(message: impl Into<String>) -> Ended {
+    Ended::Failed(StageError::new(message))
+}
+
+fn not_started(name: &str, error: &std::io::Error) -> Ended {
+    Ended::Failed(StageError::new(format!("cannot start `{name}`: {error}")))
+}
+
+fn unwatched(error: std::io::Error) -> Ended {
+    failed(format!("cannot watch the process: {error}"))
+}
+
+fn came_to_its_end(ended: &process::Ended, order: &Order) -> Result<(), Ended> {
+    match (ended.how, order.timeout) {
+        (End::Itself, _) => Ok(()),
+        (End::TimedOut, Some(timeout)) => {
+            let error = StageError::new(format!("it did not end within its timeout of {} s and was ended", timeout.as_secs_f64()));
+            Err(Ended::Failed(error.help("give it more time with `timeout:`, or find out what it waits for")))
+        }
+        _ => Err(Ended::Cancelled),
+    }
+}
+
+/// Where a process prints to: its log, or a pipe from which the lines go to the log and to whoever wants to see them.
+struct Output {
+    log: File,
+    read: Option<OwnedFd>,
+    write: Option<OwnedFd>,
+}
+
+impl Output {
+    fn to_log(order: &Order) -> Result<Self, Ended> {
+        let opened = File::options().create(true).append(true).open(&order.log);
+        let log = opened.map_err(|e| failed(format!("cannot open the log {}: {e}", order.log.display())))?;
+        let (read, write) = if order.verbose { pipe().map(|(read, write)| (Some(read), Some(write)))? } else { (None, None) };
+        Ok(Self { log, read, write })
+    }
+
+    /// For the process.
+    fn handle(&self) -> Result<Stdio, Ended> {
+        let handle = match &self.write {
+            Some(pipe) => pipe.try_clone().map(Stdio::from),
+            None => self.log.try_clone().map(Stdio::from),
+        };
+        handle.map_err(|e| failed(format!("cannot open the log: {e}")))
+    }
+
+    /// Writes lines to the log.
+    fn sink(&self) -> impl FnMut(&str) + use<> {
+        let mut log = self.log.try_clone().ok();
+        move |line| {
+            if let Some(log) = &mut log {
+                // What cannot be written to the log was still shown.
+                let _ = writeln!(log, "{line}");
+            }
+        }
+    }
+}
+
+/// The reading and the writing end of a pipe.
+fn pipe() -> Result<(OwnedFd, OwnedFd), Ended> {
+    rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|e| failed(format!("cannot make a pipe: {e}")))
+}
+
+fn describe(status: std::process::ExitStatus) -> String {
+    use std::os::unix::process::ExitStatusExt;
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("ended with status {code}"),
+        (None, Some(9)) => "was killed (signal 9); the system does this when memory runs out".to_owned(),
+        (None, Some(signal)) => format!("was ended by signal {signal}"),
+        (None, None) => "ended in an unknown way".to_owned(),
+    }
+}
+
+/// What a job said.
+#[derive(Default)]
+struct Heard {
+    outcome: Outcome,
+    done: bool,
+    error: Option<StageError>,
+}
+
+impl Heard {
+    fn line(&mut self, line: &str, progress: &mut dyn FnMut(Progress)) {
+        match serde_json::from_str(line) {
+            Ok(Message::Progress(report)) => progress(report),
+            Ok(Message::Metric { name, value }) => drop(self.outcome.metrics.insert(name, value)),
+            Ok(Message::Done { peak_rss_kib }) => {
+                self.done = true;
+                self.outcome.peak_rss_kib = peak_rss_kib;
+            }
+            Ok(Message::Error(error)) => self.error = Some(error),
+            Err(_) => self.error = Some(StageError::new(format!("the stage printed a line that is not a message: {line}"))),
+        }
+    }
+
+    /// Only a job that says that it is done, and then ends well, is done.
+    fn conclude(self, status: std::process::ExitStatus) -> Result<Outcome, Ended> {
+        match self.error {
+            Some(error) => Err(Ended::Failed(error)),
+            None if status.success() && self.done => Ok(self.outcome),
+            None => Err(failed(format!("the stage's process {}", describe(status)))),
+        }
+    }
+}

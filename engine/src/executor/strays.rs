@@ -1,0 +1,87 @@
+//! Processes that left the group of the stage that started them, as daemons do.
+//!
+//! This program asks the kernel to be the parent of every orphan below it, so that none gets away. A command's environment has its own folder as
+//! `TMPDIR`: that tells whose a process is. Numbers of processes are given out in turn, so only those from the command's own up to the last
+//! one given need to be looked at, and after a command that started nothing those are few.
+
+#[cfg(target_os = "linux")]
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
+
+/// How often it is looked for those that were started meanwhile.
+#[cfg(target_os = "linux")]
+const ROUNDS: usize = 100;
+/// From so many new processes on it is quicker to look at all that there are.
+#[cfg(target_os = "linux")]
+const MANY: i32 = 1000;
+
+/// Becomes the parent of orphans, where the system has that.
+pub fn adopt() {
+    #[cfg(target_os = "linux")]
+    {
+        // Without it they go to the system's first process, as they do elsewhere.
+        let _ = rustix::process::set_child_subreaper(Some(rustix::process::getpid()));
+    }
+}
+
+/// Ends all processes that were started after `leader` and have `mark` in their environment, with those that they start meanwhile.
+#[cfg(target_os = "linux")]
+pub fn end(leader: Pid, mark: &str) {
+    let first = leader.as_raw_nonzero().get();
+    for _ in 0..ROUNDS {
+        // Where numbers began anew, or many were given out, all that there are is less.
+        let marked: Vec<Pid> = match last_number() {
+            Some(last) if (first..first.saturating_add(MANY)).contains(&last) => {
+                (first + 1..=last).filter_map(Pid::from_raw).filter(|pid| is_marked(*pid, mark)).collect()
+            }
+            _ => all().filter(|pid| *pid != leader && is_marked(*pid, mark)).collect(),
+        };
+        for pid in &marked {
+            // It may have ended by itself just now, and may be another's child.
+            let _ = kill_process(*pid, Signal::KILL);
+            let _ = waitid(WaitId::Pid(*pid), WaitIdOptions::EXITED);
+        }
+        if marked.is_empty() {
+            return;
+        }
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+pub fn end(_leader: rustix::process::Pid, _mark: &str) {}
+
+/// Ends every process of this user whose `TMPDIR` is below a folder: what a run that was killed left at work.
+pub fn end_below(folder: &std::path::Path) {
+    #[cfg(target_os = "linux")]
+    for pid in all().filter(|pid| works_below(*pid, folder)) {
+        let _ = kill_process(pid, Signal::KILL);
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = folder;
+}
+
+#[cfg(target_os = "linux")]
+fn works_below(pid: Pid, folder: &std::path::Path) -> bool {
+    use std::os::unix::ffi::OsStrExt;
+    let environment = std::fs::read(format!("/proc/{}/environ", pid.as_raw_nonzero())).unwrap_or_default();
+    let mut variables = environment.split(|byte| *byte == 0).filter_map(|variable| variable.strip_prefix(b"TMPDIR="));
+    variables.any(|tmp| std::path::Path::new(std::ffi::OsStr::from_bytes(tmp)).starts_with(folder))
+}
+
+/// The number that was given to a process last.
+#[cfg(target_os = "linux")]
+fn last_number() -> Option<i32> {
+    std::fs::read_to_string("/proc/loadavg").ok()?.split_whitespace().next_back()?.parse().ok()
+}
+
+/// All processes.
+#[cfg(target_os = "linux")]
+fn all() -> impl Iterator<Item = Pid> {
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|entry| Pid::from_raw(entry.file_name().to_str()?.parse().ok()?))
+}
+
+#[cfg(target_os = "linux")]
+fn is_marked(pid: Pid, mark: &str) -> bool {
+    let environment = std::fs::read(format!("/proc/{}/environ", pid.as_raw_nonzero())).unwrap_or_default();
+    environment.split(|byte| *byte == 0).any(|variable| variable == mark.as_bytes())
+}
