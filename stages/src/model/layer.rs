@@ -195,6 +195,16 @@ impl Layer {
         }
     }
 
+    /// Makes every convolution the plain sum.
+    pub fn make_exact(&mut self) {
+        match self {
+            Self::Conv(conv) => conv.fast = false,
+            Self::Residual { body, shortcut, .. } => body.iter_mut().chain(shortcut).for_each(Self::make_exact),
+            Self::Branches(branches) => branches.iter_mut().flatten().for_each(Self::make_exact),
+            _ => {}
+        }
+    }
+
     fn forward(&self, pass: &Pass<'_>, x: &Tensor) -> Result<Tensor> {
         let get = |name: &str, tensor: &str| pass.weights.weight(&format!("{name}.{tensor}"));
         Ok(match self {

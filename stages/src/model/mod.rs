@@ -266,6 +266,13 @@ impl Model {
         Self { units: config.layers(), owners, config, params }
     }
 
+    /// The same model with every convolution as the plain sum, without Winograd's algorithm: slower, with about a tenth of the rounding.
+    #[must_use]
+    pub fn exact(mut self) -> Self {
+        self.units.iter_mut().flat_map(|unit| &mut unit.layers).for_each(Layer::make_exact);
+        self
+    }
+
     /// The same architecture with other weights, of the same names and shapes.
     pub fn with_params(&self, params: Params) -> Self {
         Self { params, ..self.clone() }
