@@ -78,6 +78,8 @@ impl fmt::Display for Health {
 /// How a content is laid down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum How {
+    /// As [`How::Copy`], and a small file is written over one that lies in its place already, which must be the caller's own.
+    Over,
     /// Files of one's own to write to, mode 0644 or 0755. Shares the disk's blocks where the file system can.
     Copy,
     /// Hard links to the store, mode 0444, and copies where that can't be: across file systems, and for executable files (0555), since

@@ -13,10 +13,10 @@ use crate::digest::BlobId;
 use crate::error::{Error, Result};
 use crate::files::{hash_file, is_executable, remove_all, special};
 
-/// Files up to this size are read whole and written anew.
-const SMALL: u64 = 64 << 10;
-
 impl Cache {
+    /// Files up to this size, in bytes, are read whole and written anew: that is cheaper than a link, and harms nobody.
+    pub const SMALL: u64 = 64 << 10;
+
     /// Lays a content down at `dest`, where nothing may lie yet. The folders above are made.
     ///
     /// It is built beside `dest` and renamed, so `dest` is there as a whole or not at all. The bytes laid down are hashed.
@@ -26,7 +26,7 @@ impl Cache {
     /// [`Error::Exists`]; [`Error::Io`].
     pub fn materialize(&self, content: &Content, dest: impl AsRef<Path>, how: How) -> Result<()> {
         if let Content::Blob { id, size, executable } = *content
-            && size <= SMALL
+            && size <= Self::SMALL
         {
             return self.give_small(&id, executable, dest.as_ref(), how);
         }
@@ -48,7 +48,7 @@ impl Cache {
     /// A small file is cheaper to write than to link, and a copy cannot damage the store.
     fn give_small(&self, id: &BlobId, executable: bool, dest: &Path, how: How) -> Result<()> {
         let bytes = self.read_blob(id)?;
-        write_new(dest, &bytes, mode(how, executable))
+        write_small(dest, &bytes, how, executable)
     }
 
     fn give_file(&self, file: &ListedFile, to: &Path, how: How) -> Result<()> {
@@ -82,17 +82,22 @@ impl Cache {
     ///
     /// # Errors
     /// Those of [`Cache::source`] and [`Cache::materialize`], and nothing stays.
-    pub fn copy_source(&self, from: impl AsRef<Path>, dest: impl AsRef<Path>) -> Result<Content> {
+    pub fn copy_source(&self, from: impl AsRef<Path>, dest: impl AsRef<Path>, how: How) -> Result<Content> {
         let from = from.as_ref();
         let meta = fs::metadata(from).map_err(Error::io("read", from))?;
-        if meta.is_file() && meta.len() <= SMALL {
+        if meta.is_file() && meta.len() <= Self::SMALL {
             let bytes = fs::read(from).map_err(Error::io("read", from))?;
             let executable = is_executable(&meta);
-            write_new(dest.as_ref(), &bytes, mode(How::Copy, executable))?;
+            let how = if how == How::Over { How::Over } else { How::Copy };
+            write_small(dest.as_ref(), &bytes, how, executable)?;
             return Ok(Content::Blob { id: BlobId::of(&bytes), size: bytes.len() as u64, executable });
         }
         if meta.is_dir() {
             self.refuse_own_folder(from)?;
+        }
+        if how == How::Over {
+            // It grew since its place was prepared.
+            remove_all(dest.as_ref())?;
         }
         build_beside(dest.as_ref(), |root| {
             copy_all(from, root)?;
@@ -147,6 +152,23 @@ fn below(root: &Path, path: &Path) -> PathBuf {
     if path.as_os_str().is_empty() { root.to_owned() } else { root.join(path) }
 }
 
+/// Writes a small file, over one of the caller's own if that is asked for.
+fn write_small(path: &Path, bytes: &[u8], how: How, executable: bool) -> Result<()> {
+    if how == How::Over {
+        match fs::OpenOptions::new().write(true).truncate(true).open(path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => return Err(Error::io("write", path)(e)),
+            Ok(mut file) => {
+                file.write_all(bytes).map_err(Error::io("write", path))?;
+                let wanted = mode(How::Copy, executable);
+                let found = file.metadata().map_err(Error::io("write", path))?.permissions().mode() & 0o7777;
+                return if found == wanted { Ok(()) } else { set_mode(path, How::Copy, executable) };
+            }
+        }
+    }
+    write_new(path, bytes, mode(how, executable))
+}
+
 /// Writes a file that is not there yet; nothing stays of one that cannot be written whole.
 fn write_new(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
     let create = || fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(path);
@@ -169,8 +191,8 @@ fn write_new(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
 
 fn mode(how: How, executable: bool) -> u32 {
     match (how, executable) {
-        (How::Copy, false) => 0o644,
-        (How::Copy, true) => 0o755,
+        (How::Copy | How::Over, false) => 0o644,
+        (How::Copy | How::Over, true) => 0o755,
         (How::Link, false) => 0o444,
         (How::Link, true) => 0o555,
     }

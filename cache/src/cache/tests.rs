@@ -414,15 +414,15 @@ fn a_copied_source_is_named_as_it_was_copied() {
     let project = Project::new();
     let folder = project.rich_folder("data");
     let content = project.cache.source(&folder).unwrap();
-    assert_eq!(project.cache.copy_source(&folder, project.path("work/data")).unwrap(), content);
+    assert_eq!(project.cache.copy_source(&folder, project.path("work/data"), How::Copy).unwrap(), content);
     assert_eq!(describe(&project.path("work/data")), describe(&folder));
     flip(&folder.join("a.txt"));
-    assert_ne!(project.cache.copy_source(&folder, project.path("again")).unwrap(), content);
-    assert!(matches!(project.cache.copy_source(&folder, project.path("again")), Err(Error::Exists { .. })));
+    assert_ne!(project.cache.copy_source(&folder, project.path("again"), How::Copy).unwrap(), content);
+    assert!(matches!(project.cache.copy_source(&folder, project.path("again"), How::Copy), Err(Error::Exists { .. })));
     symlink("/etc/passwd", folder.join("odd")).unwrap();
-    assert!(project.cache.copy_source(&folder, project.path("odd")).is_err());
+    assert!(project.cache.copy_source(&folder, project.path("odd"), How::Copy).is_err());
     assert!(!project.path("odd").exists());
-    let error = project.cache.copy_source(project.folder.path(), project.path("odd")).unwrap_err();
+    let error = project.cache.copy_source(project.folder.path(), project.path("odd"), How::Copy).unwrap_err();
     assert!(matches!(error, Error::HoldsCache { .. }), "{error}");
 }
 

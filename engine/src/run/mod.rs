@@ -7,6 +7,7 @@
 
 mod queue;
 mod resources;
+mod room;
 mod undeclared;
 mod work;
 
@@ -112,6 +113,7 @@ pub async fn run(
             executor: Arc::clone(executor),
             options: options.clone(),
             cancel: cancel.clone(),
+            rooms: Arc::default(),
         };
         let mut dispatcher = Dispatcher {
             names: compiled.names()?,

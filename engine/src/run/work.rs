@@ -10,6 +10,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use trestle_cache::{ActionRecord, BlobId, Cache, Content, Durability, How, Provenance};
 
 use super::resources::Grant;
+use super::room::{Layout, Room, Rooms};
 use super::{Options, undeclared};
 use crate::event::Failure;
 use crate::executor::{Cancel, Ended, Executor, Order, Said, Task};
@@ -31,6 +32,7 @@ pub struct Surroundings {
     pub executor: Arc<dyn Executor>,
     pub options: Options,
     pub cancel: Cancel,
+    pub rooms: Arc<Rooms>,
 }
 
 /// Why there is no record.
@@ -42,40 +44,6 @@ pub enum Stop {
 impl From<StageError> for Stop {
     fn from(error: StageError) -> Self {
         Self::Failed(error.into())
-    }
-}
-
-/// The folder of one stage's work, and its `TMPDIR`; it goes when this goes.
-struct Room {
-    base: PathBuf,
-}
-
-impl Room {
-    fn open(cache: &Cache, stage: &Stage) -> Result<Self, StageError> {
-        let room = Self { base: cache.tmp_dir(&file_name(&stage.name)).map_err(|e| in_words(&e))? };
-        let work = room.work();
-        std::fs::create_dir(&work).map_err(|e| cannot("create", &work, &e))?;
-        Ok(room)
-    }
-
-    /// Where the stage runs.
-    fn work(&self) -> PathBuf {
-        self.base.join("work")
-    }
-
-    fn job(&self) -> PathBuf {
-        self.base.join("job.json")
-    }
-
-    fn log(&self) -> PathBuf {
-        self.base.join("log")
-    }
-}
-
-impl Drop for Room {
-    fn drop(&mut self) {
-        // What cannot be removed now is swept by a later run.
-        let _ = std::fs::remove_dir_all(&self.base);
     }
 }
 
@@ -92,7 +60,7 @@ pub fn carry_out(
     let started = Instant::now();
     let began = SystemTime::now();
     let (stage, cache, options) = (&work.stage, &around.cache, &around.options);
-    let (room, order) = prepare(stage, cache, &work.contents, grant, options)?;
+    let (room, order) = prepare(around, stage, &work.contents, grant)?;
     let outcome = around.executor.execute(&order, say, &around.cancel);
     ended();
     let outcome = outcome.map_err(|ended| stop(ended, work, &room, options))?;
@@ -177,11 +145,13 @@ fn tail(log: &Path) -> String {
 }
 
 /// Lays out the stage's folder and says how to run it.
-fn prepare(stage: &Stage, cache: &Cache, contents: &[Vec<Content>], grant: &Grant, options: &Options) -> Result<(Room, Order), StageError> {
-    let room = Room::open(cache, stage)?;
+fn prepare(around: &Surroundings, stage: &Stage, contents: &[Vec<Content>], grant: &Grant) -> Result<(Room, Order), StageError> {
+    let (cache, options) = (&around.cache, &around.options);
+    let room = around.rooms.open(cache, &stage.name, layout(stage, contents))?;
     let work = room.work();
     // Native stages are ours and only read; a command may do anything to a file that it is handed.
     let how = if matches!(stage.action, Action::Native { .. }) { How::Link } else { How::Copy };
+    let how = |place: &str| if room.is_kept(place) { How::Over } else { how };
     let values = stage.inputs.iter().zip(contents).flat_map(|(slot, contents)| slot.values.iter().zip(contents));
     let mut values: Vec<(&Bound, &Content)> = values.collect();
     // A folder before what is in it: a file of a folder that is an input too is there already.
@@ -192,15 +162,38 @@ fn prepare(stage: &Stage, cache: &Cache, contents: &[Vec<Content>], grant: &Gran
         if laid.iter().any(|above| Path::new(&bound.place).starts_with(above)) {
             check_laid(cache, bound, content, &place)?;
         } else {
-            lay_out(cache, bound, content, &place, how)?;
+            lay_out(cache, bound, content, &place, how(&bound.place))?;
             laid.push(&bound.place);
         }
     }
-    for output in stage.outputs.values() {
-        create_parent(&work.join(&output.path))?;
-    }
     let (task, log) = (task(stage, &room, grant, options)?, room.log());
     Ok((room, Order { task, work, threads: grant.threads, log, timeout: stage.settings.timeout, verbose: options.verbose }))
+}
+
+/// The folders that the stage's inputs and outputs stand in, and the places of inputs that are small files.
+fn layout(stage: &Stage, contents: &[Vec<Content>]) -> Layout {
+    let mut layout = Layout::default();
+    let mut trees = Vec::new();
+    for (slot, contents) in stage.inputs.iter().zip(contents) {
+        for (bound, content) in slot.values.iter().zip(contents) {
+            let place = Path::new(&bound.place);
+            layout.add(place, false);
+            match content {
+                Content::Blob { size, .. } if *size <= Cache::SMALL => drop(layout.files.insert(place.to_owned())),
+                Content::Blob { .. } => {}
+                Content::Tree { .. } => trees.push(place),
+            }
+        }
+    }
+    stage.outputs.values().for_each(|output| layout.add(Path::new(&output.path), false));
+    if let Action::Command { workdir, .. } = &stage.action {
+        layout.add(Path::new(workdir), true);
+    }
+    // A folder among the inputs is laid down as a whole, with all that is in it.
+    let is_inside = |path: &PathBuf| trees.iter().any(|tree| path.starts_with(tree));
+    layout.dirs.retain(|dir| !is_inside(dir));
+    layout.files.retain(|file| !is_inside(file));
+    layout
 }
 
 fn task(stage: &Stage, room: &Room, grant: &Grant, options: &Options) -> Result<Task, StageError> {
@@ -226,13 +219,12 @@ fn task(stage: &Stage, room: &Room, grant: &Grant, options: &Options) -> Result<
         }
         Action::Command { script, shell, env, workdir, stdout } => {
             let mut variables = options.env.clone();
-            variables.insert("TMPDIR".to_owned(), room.base.to_string_lossy().into_owned());
+            variables.insert("TMPDIR".to_owned(), room.tmp().to_string_lossy().into_owned());
             if !grant.gpus.is_empty() {
                 let numbers: Vec<String> = grant.gpus.iter().map(u32::to_string).collect();
                 variables.insert("CUDA_VISIBLE_DEVICES".to_owned(), numbers.join(","));
             }
             variables.extend(env.clone());
-            create_folder(&room.work().join(workdir))?;
             let target = stdout.as_ref().and_then(|name| stage.outputs.get(name));
             Ok(Task::Command {
                 shell: shell.clone(),
@@ -274,7 +266,7 @@ fn lay_out(cache: &Cache, bound: &Bound, content: &Content, place: &Path, how: H
             other => in_words(&other),
         }),
         Origin::File { path, .. } => {
-            let copied = cache.copy_source(path, place).map_err(|e| in_words(&e))?;
+            let copied = cache.copy_source(path, place, how).map_err(|e| in_words(&e))?;
             if copied == *content { Ok(()) } else { Err(changed(&bound.origin)) }
         }
     }
@@ -323,12 +315,12 @@ fn create_folder(path: &Path) -> Result<(), StageError> {
     std::fs::create_dir_all(path).map_err(|e| cannot("create", path, &e))
 }
 
-fn cannot(doing: &str, path: &Path, error: &std::io::Error) -> StageError {
+pub fn cannot(doing: &str, path: &Path, error: &std::io::Error) -> StageError {
     StageError::new(format!("cannot {doing} {}: {error}", path.display()))
 }
 
 /// An error with its causes, as one sentence.
-fn in_words(error: &dyn std::error::Error) -> StageError {
+pub fn in_words(error: &dyn std::error::Error) -> StageError {
     let mut message = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {

@@ -1,0 +1,250 @@
+//! The folders in which stages work.
+//!
+//! A stage finds its declared inputs in its folder, and nothing else. Making a dozen folders and files and removing them again is most of what a command of a
+//! millisecond costs, all the more as a file system may look long for a number that was not used a moment ago. So a folder whose stage is done is emptied and kept: the
+//! next stage that wants exactly the same folders, and files of its own in the same places, gets it, and writes its inputs over those
+//! of the one before.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use trestle_cache::Cache;
+
+use super::work::{cannot, file_name, in_words};
+use crate::stage::StageError;
+
+/// Most folders that wait for a stage.
+const MOST_KEPT: usize = 32;
+/// The folder in a room where the stage runs.
+const WORK: &str = "work";
+/// The file in a room that takes what the stage prints.
+const LOG: &str = "log";
+
+/// What has to be in a room before its inputs are, by paths below the folder where the stage runs.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Layout {
+    /// Folders, without the one where the stage runs itself.
+    pub dirs: BTreeSet<PathBuf>,
+    /// Files that will be written as a whole.
+    pub files: BTreeSet<PathBuf>,
+}
+
+impl Layout {
+    /// Adds all folders above a path, and the path itself if it `is_dir`.
+    pub fn add(&mut self, path: &Path, is_dir: bool) {
+        let above = path.ancestors().skip(usize::from(!is_dir)).filter(|dir| !dir.as_os_str().is_empty());
+        self.dirs.extend(above.map(Path::to_path_buf));
+    }
+}
+
+/// Rooms that wait for a stage.
+#[derive(Debug, Default)]
+pub struct Rooms(Mutex<VecDeque<(Layout, PathBuf)>>);
+
+/// The folder of one stage's work, and its `TMPDIR`. When it goes, its folder is emptied and kept for another, or goes too.
+#[derive(Debug)]
+pub struct Room {
+    base: PathBuf,
+    layout: Layout,
+    rooms: Arc<Rooms>,
+}
+
+impl Rooms {
+    /// A room with this layout.
+    pub fn open(self: &Arc<Self>, cache: &Cache, stage: &str, layout: Layout) -> Result<Room, StageError> {
+        let kept = {
+            let mut kept = self.kept();
+            let place = kept.iter().rposition(|(other, _)| *other == layout);
+            place.and_then(|place| kept.remove(place)).map(|(_, base)| base)
+        };
+        if let Some(base) = kept {
+            return Ok(Room { base, layout, rooms: Arc::clone(self) });
+        }
+        let base = cache.tmp_dir(&file_name(stage)).map_err(|e| in_words(&e))?;
+        let room = Room { base, layout, rooms: Arc::clone(self) };
+        let work = room.work();
+        // In their order, folders come before what is in them.
+        for dir in std::iter::once(work.clone()).chain(room.layout.dirs.iter().map(|dir| work.join(dir))) {
+            std::fs::create_dir(&dir).map_err(|e| cannot("create", &dir, &e))?;
+        }
+        Ok(room)
+    }
+
+    fn kept(&self) -> std::sync::MutexGuard<'_, VecDeque<(Layout, PathBuf)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Room {
+    /// Where the stage runs.
+    pub fn work(&self) -> PathBuf {
+        self.base.join(WORK)
+    }
+
+    /// Where the stage may leave what it does not need for long.
+    pub fn tmp(&self) -> &Path {
+        &self.base
+    }
+
+    /// Where a native stage's job is written.
+    pub fn job(&self) -> PathBuf {
+        self.base.join("job.json")
+    }
+
+    /// What takes all that the stage prints.
+    pub fn log(&self) -> PathBuf {
+        self.base.join(LOG)
+    }
+
+    /// Whether a file of an earlier stage may lie at this place.
+    pub fn is_kept(&self, place: &str) -> bool {
+        self.layout.files.contains(Path::new(place))
+    }
+
+    /// Removes all that the layout does not have. Says whether what it has is as it was made.
+    fn empty(&self, base: &Path) -> std::io::Result<bool> {
+        for entry in std::fs::read_dir(base)? {
+            let path = entry?.path();
+            let meta = std::fs::symlink_metadata(&path)?;
+            let is_empty_log = path.ends_with(LOG) && is_own_file(&meta) && meta.len() == 0;
+            if !path.ends_with(WORK) && !is_empty_log {
+                remove(&path, &meta)?;
+            }
+        }
+        let mut left = self.layout.dirs.len() + 1;
+        self.empty_folder(&base.join(WORK), Path::new(""), &mut left)?;
+        Ok(left == 0)
+    }
+
+    fn empty_folder(&self, work: &Path, dir: &Path, left: &mut usize) -> std::io::Result<()> {
+        let folder = work.join(dir);
+        let meta = std::fs::symlink_metadata(&folder)?;
+        // One that was replaced by a link, or closed, is not what was made.
+        if !meta.is_dir() || meta.permissions().mode() & 0o700 != 0o700 {
+            return Ok(());
+        }
+        *left -= 1;
+        for entry in std::fs::read_dir(&folder)? {
+            let entry = entry?;
+            let inside = dir.join(entry.file_name());
+            if self.layout.dirs.contains(&inside) && entry.file_type()?.is_dir() {
+                self.empty_folder(work, &inside, left)?;
+                continue;
+            }
+            let meta = entry.metadata()?;
+            if !(self.layout.files.contains(&inside) && is_own_file(&meta)) {
+                remove(&entry.path(), &meta)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A file that nothing else leads to, and that may be written.
+fn is_own_file(meta: &std::fs::Metadata) -> bool {
+    meta.is_file() && meta.nlink() == 1 && meta.permissions().mode() & 0o600 == 0o600
+}
+
+fn remove(path: &Path, meta: &std::fs::Metadata) -> std::io::Result<()> {
+    if meta.is_dir() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        let mut gone = Some(std::mem::take(&mut self.base));
+        if let Some(base) = gone.take_if(|base| self.empty(base).unwrap_or(false)) {
+            let mut kept = self.rooms.kept();
+            kept.push_back((std::mem::take(&mut self.layout), base));
+            // The one that nobody wanted for the longest time makes room.
+            gone = if kept.len() > MOST_KEPT { kept.pop_front().map(|(_, base)| base) } else { None };
+        }
+        if let Some(base) = gone {
+            // What cannot be removed now is swept by a later run.
+            let _ = std::fs::remove_dir_all(base);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn layout() -> Layout {
+        let mut layout = Layout::default();
+        layout.add(Path::new("in/a/x.txt"), false);
+        layout.add(Path::new("out"), true);
+        layout.files.insert(PathBuf::from("in/a/x.txt"));
+        layout
+    }
+
+    /// All below a folder, sorted.
+    fn list(folder: &Path) -> Vec<String> {
+        let mut found = Vec::new();
+        let mut open = vec![folder.to_owned()];
+        while let Some(dir) = open.pop() {
+            for entry in std::fs::read_dir(dir).unwrap() {
+                let path = entry.unwrap().path();
+                found.push(path.strip_prefix(folder).unwrap().to_str().unwrap().to_owned());
+                if path.is_dir() && !path.is_symlink() {
+                    open.push(path);
+                }
+            }
+        }
+        found.sort();
+        found
+    }
+
+    #[test]
+    fn a_room_is_used_again_without_what_the_stage_left() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = Cache::open(folder.path()).unwrap();
+        let rooms = Arc::new(Rooms::default());
+        let room = rooms.open(&cache, "one", layout()).unwrap();
+        let (base, work) = (room.base.clone(), room.work());
+        assert_eq!(list(&base), ["work", "work/in", "work/in/a", "work/out"]);
+        for (name, text) in [("in/a/x.txt", "input"), ("in/a/y", ""), ("out/o", "1"), ("z", "2")] {
+            std::fs::write(work.join(name), text).unwrap();
+        }
+        std::fs::create_dir_all(work.join("deep/er")).unwrap();
+        std::fs::write(base.join("tmp"), "").unwrap();
+        drop(room);
+        assert_eq!(list(&base), ["work", "work/in", "work/in/a", "work/in/a/x.txt", "work/out"]);
+        let other = rooms.open(&cache, "two", Layout::default()).unwrap();
+        assert_ne!(other.base, base, "another layout");
+        let again = rooms.open(&cache, "three", layout()).unwrap();
+        assert_eq!(again.base, base);
+    }
+
+    #[test]
+    fn a_room_that_was_changed_is_not_used_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = Cache::open(folder.path()).unwrap();
+        let rooms = Arc::new(Rooms::default());
+        let changes: [&dyn Fn(&Path); 4] = [
+            &|work| std::fs::remove_dir_all(work.join("in")).unwrap(),
+            &|work| {
+                std::fs::remove_dir_all(work.join("out")).unwrap();
+                std::os::unix::fs::symlink("/tmp", work.join("out")).unwrap();
+            },
+            &|work| std::fs::set_permissions(work.join("in/a"), std::fs::Permissions::from_mode(0o555)).unwrap(),
+            &|work| std::fs::remove_dir_all(work).unwrap(),
+        ];
+        for change in changes {
+            let room = rooms.open(&cache, "one", layout()).unwrap();
+            let base = room.base.clone();
+            change(&room.work());
+            drop(room);
+            assert!(!base.exists() && rooms.kept().is_empty());
+        }
+        // A file that another name leads to is not written over.
+        let room = rooms.open(&cache, "one", layout()).unwrap();
+        std::fs::write(room.work().join("in/a/x.txt"), "input").unwrap();
+        std::fs::hard_link(room.work().join("in/a/x.txt"), folder.path().join("elsewhere")).unwrap();
+        let file = room.work().join("in/a/x.txt");
+        drop(room);
+        assert!(!file.exists());
+    }
+}
