@@ -30,8 +30,8 @@ use crate::pipeline::StageId;
 use crate::plan::{Decision, Planner, Work};
 use crate::stage::StageError;
 use crate::status::{Board, Status};
-use queue::{Open, Queue};
-use resources::{Grant, Resources};
+use queue::{Entry, Open, Queue};
+use resources::{Grant, Needs, Resources};
 
 pub use crate::event::Summary;
 
@@ -128,6 +128,7 @@ pub async fn run(
             planner,
             works,
             queue: Queue::default(),
+            blocked: Vec::new(),
             resources: Resources::new(options),
             grants: HashMap::new(),
             busy: BTreeSet::new(),
@@ -183,6 +184,8 @@ struct Dispatcher<'r> {
     /// Of some that are queued.
     works: HashMap<usize, Box<Work>>,
     queue: Queue,
+    /// Stages that what is free is too little for.
+    blocked: Vec<(Entry, Needs)>,
     resources: Resources,
     /// What is granted to stages whose processes run.
     grants: HashMap<usize, Grant>,
@@ -281,7 +284,7 @@ impl Dispatcher<'_> {
                 Ok(())
             }
             Note::Ended(open) => {
-                self.give_back(open);
+                self.ended(open);
                 Ok(())
             }
             Note::Finished(finished) => self.finish(finished),
@@ -293,24 +296,48 @@ impl Dispatcher<'_> {
         let mut ready = vec![open];
         while let Some(open) = ready.pop() {
             match self.planner.decide(self.graph.id(open))? {
-                Decision::Hit(key) => {
-                    self.board.transition(open, Status::Done { cached: true });
-                    if self.options.report_cached {
-                        let stage = self.name(open);
-                        (self.events)(Event::Cached { stage, key: key.to_string() });
-                    }
-                    ready.extend(self.release(open));
-                }
+                Decision::Hit(key) => ready.extend(self.found(open, key)),
                 Decision::Run(work) => {
                     self.queue.push(open, work.stage.settings.priority, self.graph.height(open));
-                    if self.works.len() < KEPT_WORKS {
-                        self.works.insert(open, work);
-                    }
+                    self.keep(open, work);
                 }
                 Decision::Later(waits) => unreachable!("{} was made ready before {waits:?}", self.name(open)),
             }
         }
         Ok(())
+    }
+
+    /// What a stage gives was in the cache. Gives the readers that this makes ready.
+    fn found(&mut self, open: usize, key: ActionKey) -> Vec<usize> {
+        self.board.transition(open, Status::Done { cached: true });
+        if self.options.report_cached {
+            let stage = self.name(open);
+            (self.events)(Event::Cached { stage, key: key.to_string() });
+        }
+        self.release(open)
+    }
+
+    /// Keeps what is known of a queued stage, if there is room; else it is found out again.
+    fn keep(&mut self, open: usize, work: Box<Work>) {
+        if self.works.len() < KEPT_WORKS {
+            self.works.insert(open, work);
+        }
+    }
+
+    /// What has to be done for a queued stage; nothing if it was made meanwhile, by a stage of the same key or by another process.
+    fn work(&mut self, open: usize) -> Result<Option<Box<Work>>, Error> {
+        if let Some(work) = self.works.remove(&open) {
+            return Ok(Some(work));
+        }
+        match self.planner.decide(self.graph.id(open))? {
+            Decision::Run(work) => Ok(Some(work)),
+            Decision::Hit(key) => {
+                let ready = self.found(open, key);
+                ready.into_iter().try_for_each(|reader| self.decide(reader))?;
+                Ok(None)
+            }
+            Decision::Later(waits) => unreachable!("{} was made ready before {waits:?}", self.name(open)),
+        }
     }
 
     /// Readers of a stage that is done, if it was the last that they waited for; they are ready now.
@@ -328,57 +355,54 @@ impl Dispatcher<'_> {
     }
 
     fn start_what_fits(&mut self) -> Result<(), Error> {
-        let mut set_aside = Vec::new();
         // Those that only store what they gave hold no threads; they are not to pile up.
         let most = 2 * self.options.cpus + 2;
-        while !self.stopping && self.resources.has_threads() && self.running < most && set_aside.len() < 64 {
+        while !self.stopping && self.resources.has_threads() && self.running < most {
             let Some(entry) = self.queue.pop() else { break };
             let open = entry.open;
-            let work = match self.works.remove(&open) {
-                Some(work) => work,
-                None => match self.planner.decide(self.graph.id(open))? {
-                    Decision::Run(work) => work,
-                    // Made meanwhile, by a stage of the same key or by another process.
-                    _ => {
-                        self.decide(open)?;
-                        continue;
-                    }
-                },
-            };
+            let Some(work) = self.work(open)? else { continue };
             if self.busy.contains(&work.key) {
                 self.same.push((work.key, open));
                 continue;
             }
             match self.resources.grant(&work.stage, self.queue.len() + 1) {
-                Ok(Some(grant)) => self.claim_and_start(open, work, grant)?,
-                Ok(None) => {
-                    self.works.insert(open, work);
-                    set_aside.push(entry);
+                Ok(Ok(grant)) => self.claim_and_start(open, work, grant)?,
+                Ok(Err(needs)) => {
+                    self.keep(open, work);
+                    self.blocked.push((entry, needs));
                 }
                 Err(error) => {
-                    self.board.transition(open, Status::Running);
                     self.failed(open, error.into());
                 }
             }
         }
-        set_aside.into_iter().for_each(|entry| self.queue.put_back(entry));
         Ok(())
+    }
+
+    /// Takes back what was granted; stages that it was missing for are queued again.
+    fn give_back(&mut self, grant: Grant) {
+        self.resources.give_back(grant);
+        let (fitting, blocked): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.blocked).into_iter().partition(|(_, needs)| self.resources.fits(needs));
+        self.blocked = blocked;
+        fitting.into_iter().for_each(|(entry, _)| self.queue.put_back(entry));
     }
 
     /// Starts a stage, unless another process has it: then that one's record is waited for.
     fn claim_and_start(&mut self, open: usize, work: Box<Work>, grant: Grant) -> Result<(), Error> {
         let Some(claim) = self.cache.claim(&work.key)? else {
-            self.resources.give_back(grant);
+            self.give_back(grant);
             self.elsewhere.push(open);
             return Ok(());
         };
         // Between the decision and the claim it may have been finished elsewhere.
         if work.stage.settings.cache
             && self.cache.has_record(&work.key)?
-            && matches!(self.planner.decide(self.graph.id(open))?, Decision::Hit(_))
+            && let Decision::Hit(key) = self.planner.decide(self.graph.id(open))?
         {
-            self.resources.give_back(grant);
-            return self.decide(open);
+            self.give_back(grant);
+            let ready = self.found(open, key);
+            return ready.into_iter().try_for_each(|reader| self.decide(reader));
         }
         self.board.transition(open, Status::Running);
         self.busy.insert(work.key);
@@ -400,16 +424,17 @@ impl Dispatcher<'_> {
         Ok(())
     }
 
-    fn give_back(&mut self, open: usize) {
+    /// The process of a stage has ended.
+    fn ended(&mut self, open: usize) {
         if let Some(grant) = self.grants.remove(&open) {
-            self.resources.give_back(grant);
+            self.give_back(grant);
         }
     }
 
     fn finish(&mut self, finished: Finished) -> Result<(), Error> {
         let Finished { open, work, took, result, _claim } = finished;
         self.running -= 1;
-        self.give_back(open);
+        self.ended(open);
         self.busy.remove(&work.key);
         match result {
             Ok(record) => self.done(open, &record, took)?,

@@ -28,6 +28,15 @@ pub struct Grant {
     pub pools: BTreeMap<String, u32>,
 }
 
+/// What a stage cannot start without.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Needs {
+    threads: usize,
+    memory: u64,
+    gpus: usize,
+    pools: BTreeMap<String, u32>,
+}
+
 impl Resources {
     /// All of it is free.
     pub fn new(options: &Options) -> Self {
@@ -49,14 +58,33 @@ impl Resources {
         self.free_cpus > 0
     }
 
-    /// What a stage gets now, if it fits; of the threads a fair share among `ready` stages.
+    /// What a stage gets now, of the threads a fair share among `ready` stages; or what it needs, if that is not free.
     ///
     /// # Errors
     /// If it asks for more than there is at all.
-    pub fn grant(&mut self, stage: &Stage, ready: usize) -> Result<Option<Grant>, StageError> {
+    pub fn grant(&mut self, stage: &Stage, ready: usize) -> Result<Result<Grant, Needs>, StageError> {
+        let needs = self.needs(stage)?;
+        if !self.fits(&needs) {
+            return Ok(Err(needs));
+        }
+        let Needs { threads: least, memory, gpus, pools } = needs;
+        let fair = self.free_cpus / ready.max(1);
+        let threads = fair.clamp(least, stage.threads.max.max(least)).min(self.free_cpus);
+        let gpus: Vec<u32> = self.free_gpus.iter().take(gpus).copied().collect();
+        self.free_cpus -= threads;
+        self.free_memory -= memory;
+        self.free_gpus.retain(|gpu| !gpus.contains(gpu));
+        for (pool, wanted) in &pools {
+            self.free_pools.entry(pool.clone()).and_modify(|free| *free -= wanted);
+        }
+        Ok(Ok(Grant { threads, memory, gpus, pools }))
+    }
+
+    fn needs(&self, stage: &Stage) -> Result<Needs, StageError> {
         let settings = &stage.settings;
-        if settings.gpus as usize > self.gpus {
-            let message = format!("it needs {} GPU(s), and this machine has {}", settings.gpus, self.gpus);
+        let gpus = settings.gpus as usize;
+        if gpus > self.gpus {
+            let message = format!("it needs {gpus} GPU(s), and this machine has {}", self.gpus);
             return Err(StageError::new(message).help("run it where they are, or lower `resources.gpus`"));
         }
         for (pool, wanted) in &settings.pools {
@@ -66,25 +94,16 @@ impl Resources {
             }
         }
         // More than the machine has, of what is only a share of it, means: alone.
-        let least = stage.threads.min.clamp(1, self.cpus);
-        let memory = settings.memory.min(self.memory);
-        let fits = least <= self.free_cpus
-            && memory <= self.free_memory
-            && settings.gpus as usize <= self.free_gpus.len()
-            && settings.pools.iter().all(|(pool, wanted)| self.free_pools.get(pool).is_some_and(|free| wanted <= free));
-        if !fits {
-            return Ok(None);
-        }
-        let fair = self.free_cpus / ready.max(1);
-        let threads = fair.clamp(least, stage.threads.max.max(least)).min(self.free_cpus);
-        let gpus: Vec<u32> = self.free_gpus.iter().take(settings.gpus as usize).copied().collect();
-        self.free_cpus -= threads;
-        self.free_memory -= memory;
-        self.free_gpus.retain(|gpu| !gpus.contains(gpu));
-        for (pool, wanted) in &settings.pools {
-            self.free_pools.entry(pool.clone()).and_modify(|free| *free -= wanted);
-        }
-        Ok(Some(Grant { threads, memory, gpus, pools: settings.pools.clone() }))
+        let threads = stage.threads.min.clamp(1, self.cpus);
+        Ok(Needs { threads, memory: settings.memory.min(self.memory), gpus, pools: settings.pools.clone() })
+    }
+
+    /// Whether all of this is free.
+    pub fn fits(&self, needs: &Needs) -> bool {
+        needs.threads <= self.free_cpus
+            && needs.memory <= self.free_memory
+            && needs.gpus <= self.free_gpus.len()
+            && needs.pools.iter().all(|(pool, wanted)| self.free_pools.get(pool).is_some_and(|free| wanted <= free))
     }
 
     /// Takes back what a stage held.
