@@ -218,7 +218,7 @@ pub enum CacheCommand {
   trestle cache gc --dry-run                       what no record names any more
   trestle cache gc --max-age 30d --max-size 20GiB
 
-What some pipeline of this cache had in its last run always stays.")]
+What some pipeline of this cache had in its last run always stays; `--keep trestle.lock` also keeps what a lock names.")]
     Gc(Gc),
     /// Read everything again and say what is damaged
     #[command(after_help = "Examples:
@@ -236,6 +236,9 @@ pub struct Gc {
     /// Remove what was made longer ago than this, such as 30d
     #[arg(long, value_name = "AGE")]
     pub max_age: Option<String>,
+    /// Also keep what this lock names (see `trestle lock`); repeatable
+    #[arg(long, value_name = "LOCK")]
+    pub keep: Vec<PathBuf>,
     /// Only say what would go
     #[arg(long)]
     pub dry_run: bool,

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Args;
-use trestle_cache::{Cache, RunLock};
+use trestle_cache::Cache;
 
 use crate::fail::Fail;
 use crate::project;
@@ -61,7 +61,7 @@ pub fn clean(args: &Clean) -> Result<ExitCode, Fail> {
 
 fn parts(args: &Clean, folder: &Path) -> Result<ExitCode, Fail> {
     let cache = Cache::open(folder)?;
-    let _held = lock(&cache)?;
+    let _held = project::alone(&cache)?;
     let mut text = String::new();
     let names = DISPOSABLE.iter().copied().chain(args.runs.then_some(project::RUNS));
     for path in names.map(|name| folder.join(name)).filter(|path| path.exists()) {
@@ -83,7 +83,7 @@ fn parts(args: &Clean, folder: &Path) -> Result<ExitCode, Fail> {
 fn whole(args: &Clean, folder: &Path) -> Result<ExitCode, Fail> {
     // A cache of another version cannot be opened, and no run of ours can be using it.
     let cache = Cache::open(folder).ok();
-    let _held = cache.as_ref().map(lock).transpose()?;
+    let _held = cache.as_ref().map(project::alone).transpose()?;
     let size = bytes(size(folder)?);
     if !args.dry_run && !args.yes && !agreed(&format!("Remove {} ({size})? Every stage will run again. [y/N] ", folder.display()))? {
         return crate::print("nothing was removed\n");
@@ -96,10 +96,6 @@ fn whole(args: &Clean, folder: &Path) -> Result<ExitCode, Fail> {
 
 fn removed(is_dry: bool) -> &'static str {
     if is_dry { "would remove" } else { "removed" }
-}
-
-fn lock(cache: &Cache) -> Result<RunLock, Fail> {
-    cache.try_lock()?.ok_or_else(|| Fail::with_help("a run is using this cache", "wait for its end, or interrupt it"))
 }
 
 /// Asks in a terminal; elsewhere nobody could answer.

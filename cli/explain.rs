@@ -21,11 +21,7 @@ pub fn explain(args: &Explain) -> Result<ExitCode, Fail> {
     let id = project.stage(word)?;
     let mut wanted = vec![false; project.pipeline.stages.len()];
     wanted[id] = true;
-    for stage in (0..=id).rev() {
-        if wanted[stage] {
-            project.pipeline.stages[stage].upstream().into_iter().for_each(|up| wanted[up] = true);
-        }
-    }
+    let wanted = project.with_upstream(wanted);
     let fates = plan(&project.pipeline, &wanted, &project.cache, &project.history)?;
     project.cache.flush()?;
     let text = match args.format {

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Args;
 use serde_json::{Value, json};
 use trestle_engine::pipeline::{Action, Pipeline, Stage};
-use trestle_engine::plan::{fits, unknown_target};
+use trestle_engine::target::matching;
 
 use crate::args::{Format, Source};
 use crate::fail::Fail;
@@ -57,16 +57,12 @@ pub fn list(args: &List) -> Result<ExitCode, Fail> {
 
 /// Stages that fit a pattern and have a tag, where any are asked for.
 pub fn chosen<'p>(pipeline: &'p Pipeline, patterns: &[String], tags: &[String]) -> Result<Vec<&'p Stage>, Fail> {
+    let mut meant = vec![patterns.is_empty(); pipeline.stages.len()];
     for pattern in patterns {
-        if !pipeline.stages.iter().any(|stage| fits(pattern, stage)) {
-            return Err(unknown_target(pipeline, pattern).into());
-        }
+        matching(pipeline, pattern)?.into_iter().for_each(|id| meant[id] = true);
     }
-    let is_chosen = |stage: &&Stage| {
-        (patterns.is_empty() || patterns.iter().any(|pattern| fits(pattern, stage)))
-            && (tags.is_empty() || tags.iter().any(|tag| stage.settings.tags.contains(tag)))
-    };
-    Ok(pipeline.stages.iter().filter(is_chosen).collect())
+    let is_tagged = |stage: &Stage| tags.is_empty() || tags.iter().any(|tag| stage.settings.tags.contains(tag));
+    Ok(pipeline.stages.iter().zip(meant).filter(|(stage, meant)| *meant && is_tagged(stage)).map(|(stage, _)| stage).collect())
 }
 
 /// What a stage does, in a few words: its kind, or the first line of its command.

@@ -9,7 +9,8 @@ use trestle_engine::compiled::Compiled;
 use trestle_engine::event::{Event, Summary};
 use trestle_engine::memo::History;
 use trestle_engine::pipeline::{Later, Pipeline, StageId};
-use trestle_engine::plan::{Fate, plan, select_compiled};
+use trestle_engine::plan::{Fate, plan};
+use trestle_engine::target;
 
 use crate::fail::Fail;
 use crate::project::Session;
@@ -24,11 +25,7 @@ pub type Lists = BTreeMap<(String, String), Result<String, String>>;
 pub fn made(pipeline: &Arc<Pipeline>, cache: &Arc<Cache>, history: &Arc<History>) -> Result<Lists, Fail> {
     let mut wanted = vec![false; pipeline.stages.len()];
     pipeline.later.iter().for_each(|later| wanted[later.stage] = true);
-    for id in (0..wanted.len()).rev() {
-        if wanted[id] {
-            pipeline.stages[id].upstream().into_iter().for_each(|up| wanted[up] = true);
-        }
-    }
+    target::add_upstream(&mut wanted, |id| pipeline.stages[id].upstream());
     let mut records = BTreeMap::new();
     for (id, fate) in plan(pipeline, &wanted, cache, history)? {
         if let Fate::Hit(record) = fate {
@@ -76,18 +73,14 @@ impl Wanted {
 
 fn mark(compiled: &Compiled, later: &[Later], wanted: &mut [bool]) {
     later.iter().for_each(|later| wanted[later.stage] = true);
-    for id in (0..wanted.len()).rev() {
-        if wanted[id] {
-            compiled.upstream(id).into_iter().for_each(|up| wanted[up] = true);
-        }
-    }
+    target::add_upstream(wanted, |id| compiled.upstream(id));
 }
 
 /// Which stages the words ask for.
 pub fn wanted(session: &Session, targets: &[String]) -> Result<Wanted, Fail> {
     let compiled = &session.compiled;
     if session.later.is_empty() || targets.is_empty() {
-        return Ok(Wanted { stages: select_compiled(compiled, targets)?, later: session.later.clone() });
+        return Ok(Wanted { stages: target::select(compiled, targets)?, later: session.later.clone() });
     }
     let mut known = Vec::new();
     let mut later: Vec<Later> = Vec::new();
@@ -95,12 +88,11 @@ pub fn wanted(session: &Session, targets: &[String]) -> Result<Wanted, Fail> {
         let before = later.len();
         later.extend(session.later.iter().filter(|later| may_name(target, &later.name)).cloned());
         let is_later = later.len() > before;
-        if !is_later || (target.contains('*') && select_compiled(compiled, std::slice::from_ref(target)).is_ok()) {
+        if !is_later || (target.contains('*') && target::select(compiled, std::slice::from_ref(target)).is_ok()) {
             known.push(target.clone());
         }
     }
-    let mut stages =
-        if known.is_empty() { None } else { select_compiled(compiled, &known)? }.unwrap_or_else(|| vec![false; compiled.len()]);
+    let mut stages = if known.is_empty() { None } else { target::select(compiled, &known)? }.unwrap_or_else(|| vec![false; compiled.len()]);
     mark(compiled, &later, &mut stages);
     Ok(Wanted { stages: Some(stages), later })
 }

@@ -125,7 +125,8 @@ fn some(names: &[String]) -> String {
     if names.len() > NAMED { format!("{shown}, …") } else { shown }
 }
 
-fn read(path: &Path) -> Result<Lock, Fail> {
+/// The lock in a file.
+pub fn read(path: &Path) -> Result<Lock, Fail> {
     let text = fs::read_to_string(path)
         .map_err(|e| Fail::with_help(format!("cannot read the lock {}: {e}", path.display()), "`trestle lock` writes it"))?;
     Ok(Lock::parse(&text)?)

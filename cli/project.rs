@@ -9,11 +9,11 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use trestle_cache::{Cache, Digest};
+use trestle_cache::{Cache, Digest, RunLock};
 use trestle_engine::compiled::{Compiled, Dependency};
 use trestle_engine::memo::{History, Memo};
 use trestle_engine::pipeline::{Later, Pipeline, StageId};
-use trestle_engine::plan::{Planner, select, unknown_target};
+use trestle_engine::plan::Planner;
 use trestle_engine::problem::Problems;
 use trestle_engine::resolve::commands::Environment;
 use trestle_engine::resolve::variants::Known;
@@ -21,6 +21,7 @@ use trestle_engine::resolve::{self, Choices, Override};
 use trestle_engine::run::file_name;
 use trestle_engine::source::{Files, parse};
 use trestle_engine::stage::Registry;
+use trestle_engine::target;
 
 use crate::args::Source;
 use crate::fail::Fail;
@@ -195,13 +196,10 @@ impl Project {
 
     /// The one stage that a word names.
     pub fn stage(&self, word: &str) -> Result<StageId, Fail> {
-        let stages = &self.pipeline.stages;
-        let fitting: Vec<StageId> = (0..stages.len()).filter(|&id| stages[id].name == word || stages[id].base == word).collect();
-        match fitting.as_slice() {
+        match target::matching(&self.pipeline, word)?.as_slice() {
             [only] => Ok(*only),
-            [] => Err(unknown_target(&self.pipeline, word).into()),
             several => {
-                let names: Vec<String> = several.iter().take(8).map(|&id| format!("'{}'", stages[id].name)).collect();
+                let names: Vec<String> = several.iter().take(8).map(|&id| format!("'{}'", self.pipeline.stages[id].name)).collect();
                 Err(Fail::with_help(
                     format!("`{word}` stands for {} stages", several.len()),
                     format!("name one of them: {}", names.join(", ")),
@@ -210,9 +208,19 @@ impl Project {
         }
     }
 
-    /// Which stages the words ask for.
+    /// Which stages the words ask for, with all that they need; all stages for no words.
     pub fn wanted(&self, targets: &[String]) -> Result<Vec<bool>, Fail> {
-        Ok(select(&self.pipeline, targets)?)
+        let mut wanted = vec![targets.is_empty(); self.pipeline.stages.len()];
+        for target in targets {
+            target::matching(&self.pipeline, target)?.into_iter().for_each(|id| wanted[id] = true);
+        }
+        Ok(self.with_upstream(wanted))
+    }
+
+    /// The marked stages with all that they need.
+    pub fn with_upstream(&self, mut wanted: Vec<bool>) -> Vec<bool> {
+        target::add_upstream(&mut wanted, |id| self.pipeline.stages[id].upstream());
+        wanted
     }
 }
 
@@ -334,7 +342,12 @@ pub fn folder(named: Option<&Path>) -> Result<PathBuf, Fail> {
     Ok(named.map_or_else(|| root(&here).join(FOLDER), Path::to_path_buf))
 }
 
-/// The same, which must be there.
+/// The right to change a cache as a whole.
+pub fn alone(cache: &Cache) -> Result<RunLock, Fail> {
+    cache.try_lock()?.ok_or_else(|| Fail::with_help("a run is using this cache", "wait for its end, or interrupt it"))
+}
+
+/// As [`folder`], and it must be there.
 pub fn cache_folder(named: Option<&Path>) -> Result<PathBuf, Fail> {
     let folder = folder(named)?;
     if folder.join("format").exists() {

@@ -13,8 +13,9 @@ use trestle_engine::compiled::Compiled;
 use trestle_engine::event::{Event, Failure, Summary};
 use trestle_engine::executor::{Cancel, Executor};
 use trestle_engine::pipeline::{Origin, Pipeline, Stage, StageId};
-use trestle_engine::plan::{Fate, Planner, fits, plan};
+use trestle_engine::plan::{Fate, Planner, plan};
 use trestle_engine::run::run as run_pipeline;
+use trestle_engine::target::matching;
 
 use crate::args::{Format, SandboxMode, Source};
 use crate::fail::{FAILED, Fail};
@@ -58,7 +59,11 @@ pub fn verify(args: &VerifyArgs) -> Result<ExitCode, Fail> {
     let fates = plan(&project.pipeline, &wanted, &project.cache, &project.history)?;
     let mut records = BTreeMap::new();
     let mut open = Vec::new();
-    let is_meant = |id: StageId| patterns.is_empty() || patterns.iter().any(|pattern| fits(pattern, &project.pipeline.stages[id]));
+    let mut meant = vec![patterns.is_empty(); project.pipeline.stages.len()];
+    for pattern in &patterns {
+        matching(&project.pipeline, pattern)?.into_iter().for_each(|id| meant[id] = true);
+    }
+    let is_meant = |id: StageId| meant[id];
     for (id, fate) in fates {
         match fate {
             Fate::Hit(record) => drop(records.insert(id, *record)),

@@ -21,6 +21,7 @@
 mod claim;
 mod gc;
 mod give;
+mod size;
 mod stats;
 mod take;
 mod verify;

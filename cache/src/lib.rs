@@ -9,7 +9,6 @@
 //! | [`ActionRecord`] | what an action gave: named outputs, metrics, provenance |
 //! | [`Store`] | where blobs and records lie |
 //! | [`Cache`] | a local store with an index of files known by their stat, and all that the engine does with files |
-//! | [`Last`] | the key that each stage had in the last run, for `explain` |
 
 mod cache;
 mod content;
@@ -17,17 +16,14 @@ mod digest;
 mod error;
 mod files;
 mod index;
-mod last;
 mod manifest;
 mod record;
-mod size;
 mod store;
 
 pub use cache::{Bounds, Cache, Claim, Collected, FileStat, Health, How, RunLock, Verified};
 pub use content::{BadTree, Content, Entry, ObjectId, Tree};
 pub use digest::{ActionKey, BlobId, Digest, ParseDigestError, TreeId};
 pub use error::{Error, Result};
-pub use last::Last;
 pub use manifest::{Change, DuplicateIngredient, Ingredient, Manifest, Section};
 pub use record::{ActionRecord, BadRecord, Lookup, Provenance};
 pub use store::{Durability, LocalStore, MemoryStore, Store};

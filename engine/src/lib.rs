@@ -24,5 +24,7 @@ pub mod source;
 pub mod spec;
 pub mod stage;
 pub mod status;
+pub mod target;
 pub mod template;
+pub mod units;
 pub mod xml;

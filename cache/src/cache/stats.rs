@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 
 use super::Cache;
-use crate::content::{Content, Entry};
+use crate::content::Content;
 use crate::digest::BlobId;
 use crate::error::{Error, Result};
 use crate::files::Stat;
@@ -82,27 +82,6 @@ impl Cache {
     /// The stat of the file that holds all records: as long as it stays, so do they.
     pub fn records_stat(&self) -> Option<FileStat> {
         Some(FileStat(Stat::from(&fs::metadata(self.store.records().path()).ok()?)))
-    }
-
-    /// Every blob of a content, the trees' own bytes among them.
-    ///
-    /// # Errors
-    /// As [`Cache::read_tree`].
-    pub fn blobs_of(&self, content: &Content, into: &mut Vec<BlobId>) -> Result<()> {
-        match *content {
-            Content::Blob { id, .. } => into.push(id),
-            Content::Tree { id } => {
-                into.push(BlobId::new(id.digest()));
-                for entry in self.read_tree(&id)?.entries.into_values() {
-                    match entry {
-                        Entry::File { id, .. } => into.push(id),
-                        Entry::Dir(id) => self.blobs_of(&Content::Tree { id }, into)?,
-                        Entry::Symlink(_) => {}
-                    }
-                }
-            }
-        }
-        Ok(())
     }
 
     fn blobs_folder(&self) -> Result<OwnedFd> {

@@ -1,8 +1,8 @@
 //! The file of a compiled pipeline.
 //!
 //! ```text
-//! trestle compiled v2⏎  stamp (32)  lengths of the three parts (3 × u64)  checksum of the graph part (32)
-//! graph part    name, dependencies, pools and params, sources, edges, starts, owners, stages that always run
+//! trestle compiled v3⏎  stamp (32)  lengths of the three parts (3 × u64)  checksum of the graph part (32)
+//! graph part    name, dependencies, tags, pools and params, sources, edges, starts, owners, stages that always run
 //! names part    name of every stage, each ended by a line end (a name has none), then 32 bytes of checksum
 //! stages part   where each stage begins (u64 each, one more at the end), then each stage: 8 bytes of checksum and its JSON
 //! ```
@@ -23,7 +23,7 @@ use trestle_cache::Digest;
 use super::Compiled;
 use crate::pipeline::{Pipeline, Stage, StageId};
 
-const TAG: &[u8] = b"trestle compiled v2\n";
+const TAG: &[u8] = b"trestle compiled v3\n";
 const HEAD: usize = TAG.len() + 32 + 3 * 8 + 32;
 
 /// Why a compiled pipeline cannot be used; the YAML still can.
@@ -172,7 +172,7 @@ impl Compiled {
         let mut out = Vec::new();
         put_bytes(&mut out, self.name.as_bytes());
         // Neither holds anything that JSON cannot.
-        put_bytes(&mut out, &serde_json::to_vec(&(&self.dependencies, &self.pools, &self.params)).unwrap_or_default());
+        put_bytes(&mut out, &serde_json::to_vec(&(&self.dependencies, &self.tags, &self.pools, &self.params)).unwrap_or_default());
         out.extend((self.sources.len() as u32).to_le_bytes());
         for source in &self.sources {
             put_bytes(&mut out, source.as_os_str().as_bytes());
@@ -190,7 +190,7 @@ impl Compiled {
 fn decode(bytes: &[u8], stamp: Digest, file: File, names: (u64, u64), at: u64) -> Option<Compiled> {
     let mut rest = bytes;
     let name = String::from_utf8(take_bytes(&mut rest)?.to_vec()).ok()?;
-    let (dependencies, pools, params) = serde_json::from_slice(take_bytes(&mut rest)?).ok()?;
+    let (dependencies, tags, pools, params) = serde_json::from_slice(take_bytes(&mut rest)?).ok()?;
     let count = take_u32(&mut rest)?;
     let mut sources = Vec::with_capacity(count.min(1 << 20) as usize);
     for _ in 0..count {
@@ -204,7 +204,22 @@ fn decode(bytes: &[u8], stamp: Digest, file: File, names: (u64, u64), at: u64) -
     let shown = take_numbers(&mut rest)?.into_iter().map(|id| id as usize).collect();
     let count = edge_starts.len().checked_sub(1)?;
     let stages = Stages::File { file, names, at, count };
-    Some(Compiled { name, stamp, dependencies, params, pools, sources, edges, edge_starts, output_starts, owners, always, shown, stages })
+    Some(Compiled {
+        name,
+        stamp,
+        dependencies,
+        params,
+        tags,
+        pools,
+        sources,
+        edges,
+        edge_starts,
+        output_starts,
+        owners,
+        always,
+        shown,
+        stages,
+    })
 }
 
 /// Of a stage and its place: another stage's bytes are as wrong as damaged ones.

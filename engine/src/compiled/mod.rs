@@ -50,6 +50,8 @@ pub struct Compiled {
     pub dependencies: Vec<Dependency>,
     /// Params after overrides.
     pub params: serde_json::Map<String, serde_json::Value>,
+    /// Stages by their tags.
+    pub tags: BTreeMap<String, Vec<StageId>>,
     /// Units of every named pool.
     pub pools: BTreeMap<String, u32>,
     /// Absolute paths of the files and folders of the project that stages read, without repeats.
@@ -75,6 +77,7 @@ impl Compiled {
             stamp,
             dependencies,
             params: pipeline.params.clone(),
+            tags: BTreeMap::new(),
             pools: pipeline.pools.clone(),
             sources: Vec::new(),
             edges: Vec::new(),
@@ -105,6 +108,9 @@ impl Compiled {
             compiled.owners.extend(stage.outputs.keys().map(|_| number(id)));
             compiled.edge_starts.push(number(compiled.edges.len()));
             compiled.output_starts.push(number(compiled.owners.len()));
+            for tag in &stage.settings.tags {
+                compiled.tags.entry(tag.clone()).or_default().push(id);
+            }
             if !stage.settings.cache {
                 compiled.always.push(id);
             }

@@ -10,6 +10,7 @@ use crate::problem::{Problem, Problems, Span};
 use crate::source::{Data, Key, Node, value_type_name};
 use crate::spec::is_name;
 use crate::template::Scope;
+use crate::units;
 
 /// Resources that are no pools.
 const BUILT_IN: [&str; 3] = ["cpus", "memory", "gpus"];
@@ -186,7 +187,7 @@ impl Reading<'_, '_> {
     }
 
     fn memory(&mut self, value: &Value, span: Span) -> u64 {
-        let bytes = value.as_str().and_then(bytes);
+        let bytes = value.as_str().and_then(units::bytes);
         if bytes.is_none() {
             self.wrong("`memory`", "a size with its unit, such as `512MiB` or `2GiB`", value, span);
         }
@@ -194,7 +195,7 @@ impl Reading<'_, '_> {
     }
 
     fn duration(&mut self, value: &Value, what: &str, span: Span) -> Option<Duration> {
-        let duration = value.as_str().and_then(duration);
+        let duration = value.as_str().and_then(units::duration);
         if duration.is_none() {
             self.wrong(&format!("`{what}`"), "a time with its unit, such as `30s`, `5m` or `2h`", value, span);
         }
@@ -208,68 +209,5 @@ impl Reading<'_, '_> {
             other => format!("this is {}", value_type_name(other)),
         };
         self.problems.push(Problem::new("spec::wrong-type", format!("{what} must be {wanted}")).at(span, label));
-    }
-}
-
-/// A number and its unit.
-fn measure(text: &str) -> Option<(f64, &str)> {
-    let text = text.trim();
-    let split = text.find(|c: char| !(c.is_ascii_digit() || c == '.'))?;
-    let number: f64 = text[..split].parse().ok()?;
-    Some((number, text[split..].trim()))
-}
-
-/// `2GiB` as bytes.
-fn bytes(text: &str) -> Option<u64> {
-    let (number, unit) = measure(text)?;
-    let factor = match unit {
-        "B" => 1.0,
-        "kB" | "KB" => 1e3,
-        "MB" => 1e6,
-        "GB" => 1e9,
-        "TB" => 1e12,
-        "KiB" => 1024.0,
-        "MiB" => 1024.0 * 1024.0,
-        "GiB" => 1024.0 * 1024.0 * 1024.0,
-        "TiB" => 1024.0 * 1024.0 * 1024.0 * 1024.0,
-        _ => return None,
-    };
-    let bytes = number * factor;
-    // Sizes beyond 2^53 bytes are no sizes of a memory.
-    (1.0..9e15).contains(&bytes).then_some(bytes as u64)
-}
-
-/// `5m` as a time; at most a hundred years.
-fn duration(text: &str) -> Option<Duration> {
-    let (number, unit) = measure(text)?;
-    let factor = match unit {
-        "ms" => 1e-3,
-        "s" => 1.0,
-        "m" | "min" => 60.0,
-        "h" => 3600.0,
-        "d" => 86400.0,
-        _ => return None,
-    };
-    let seconds = number * factor;
-    (seconds < 3.2e9).then(|| Duration::try_from_secs_f64(seconds).ok()).flatten()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sizes_and_times_have_units() {
-        assert_eq!(bytes("2GiB"), Some(2 << 30));
-        assert_eq!(bytes("1.5 kB"), Some(1500));
-        assert_eq!(duration("30s"), Some(Duration::from_secs(30)));
-        assert_eq!(duration("1.5m"), Some(Duration::from_secs(90)));
-        assert_eq!(duration("250ms"), Some(Duration::from_millis(250)));
-        for bad in ["", "2", "GiB", "2G", "-1GiB", "1e99GiB", "1..2GB", "0B", "ä"] {
-            assert_eq!(bytes(bad), None, "{bad}");
-        }
-        for bad in ["5", "m", "5 weeks", "-5s", "1e9d", "99999999999d"] {
-            assert_eq!(duration(bad), None, "{bad}");
-        }
     }
 }

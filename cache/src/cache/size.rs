@@ -1,11 +1,32 @@
-//! How large a content is when it is laid down.
+//! What a content consists of, and how large it is when it is laid down.
 
-use crate::cache::Cache;
+use super::Cache;
 use crate::content::{Content, Entry};
-use crate::digest::TreeId;
+use crate::digest::{BlobId, TreeId};
 use crate::error::Result;
 
 impl Cache {
+    /// Every blob of a content, the trees' own bytes among them.
+    ///
+    /// # Errors
+    /// As [`Cache::read_tree`].
+    pub fn blobs_of(&self, content: &Content, into: &mut Vec<BlobId>) -> Result<()> {
+        match *content {
+            Content::Blob { id, .. } => into.push(id),
+            Content::Tree { id } => {
+                into.push(BlobId::new(id.digest()));
+                for entry in self.read_tree(&id)?.entries.into_values() {
+                    match entry {
+                        Entry::File { id, .. } => into.push(id),
+                        Entry::Dir(id) => self.blobs_of(&Content::Tree { id }, into)?,
+                        Entry::Symlink(_) => {}
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Bytes of all files of a content. A file that a folder holds twice counts twice: so many bytes are laid down.
     ///
     /// # Errors
