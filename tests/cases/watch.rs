@@ -91,6 +91,7 @@ fn a_broken_pipeline_is_shown_and_mended() {
     watch.until("src.txt");
     project.write("src.txt", "1\n2\n3\n4\n");
     watch.until("3 executed");
+    watch.until("watching");
     assert_eq!(watch.end(), Some(0));
 }
 
