@@ -37,7 +37,7 @@ pub const RUNS: &str = "runs";
 pub struct Place {
     /// The pipeline file, as named.
     pub file: PathBuf,
-    text: Arc<str>,
+    text: Arc<String>,
     /// The folder of the file.
     folder: PathBuf,
     /// The root of the project.

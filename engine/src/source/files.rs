@@ -10,7 +10,7 @@ pub struct Source {
     /// What it is called in messages.
     pub name: String,
     /// The text.
-    pub text: Arc<str>,
+    pub text: Arc<String>,
     /// Place of its first byte.
     pub base: usize,
 }
@@ -26,7 +26,7 @@ impl Files {
     }
 
     /// Takes a text in.
-    pub fn add(&mut self, name: impl Into<String>, text: impl Into<Arc<str>>) -> &Source {
+    pub fn add(&mut self, name: impl Into<String>, text: impl Into<Arc<String>>) -> &Source {
         // One byte between two texts: the end of one is not the beginning of the next.
         let base = self.0.last().map_or(0, |last| last.base + last.text.len() + 1);
         self.0.push(Source { name: name.into(), text: text.into(), base });
