@@ -20,7 +20,8 @@ fuzz_target!(|text: &str| {
         Ok(set) => set.into_iter().collect(),
         Err(problems) => return print(&files, problems),
     };
-    let choices = Choices { overrides, environment: &|_| None };
+    let known = |_: &str, output: &str| Some(if output == "bad" { Err("no text".to_owned()) } else { Ok("one\ntwo\n".to_owned()) });
+    let choices = Choices { profile: None, params: Vec::new(), overrides, environment: &|_| None, known: &known };
     match resolve::pipeline(&mut files, Path::new("/nonexistent"), "fuzz", &choices, &Registry::default()) {
         Ok(pipeline) => check(&pipeline),
         Err(problems) => {
@@ -50,13 +51,13 @@ fn print(files: &Files, problems: Problems) {
         let mut source = files.first().expect("the first text");
         for (span, _) in &mut problem.labels {
             let (found, inside) = files.locate(*span).unwrap_or_else(|| panic!("{span:?} is nowhere"));
-            assert!(span.end <= found.base + found.text.len(), "{span:?} ends outside {}", found.name);
+            assert!(span.end() <= found.base + found.text.len(), "{span:?} ends outside {}", found.name);
             *span = inside;
             source = found;
         }
         // Places in two texts are the edge's to sort out.
         problem.labels.truncate(1);
-        let report = Report::new(problem).with_source_code(NamedSource::new(&source.name, source.text.clone()));
+        let report = Report::new(problem).with_source_code(NamedSource::new(&source.name, source.text.to_string()));
         let mut shown = String::new();
         handler.render_report(&mut shown, report.as_ref()).expect("a mistake that cannot be shown");
     }
