@@ -62,7 +62,7 @@ struct Clock {
 impl Clock {
     fn train(&mut self, model: &mut Model, sources: &[Source<'_>], recipe: &Recipe, seed: u64) -> Vec<Row> {
         let start = Instant::now();
-        let rows = train(model, sources, &[], recipe, seed, |_, _| ()).unwrap();
+        let rows = train(model, sources, recipe, seed, |_, _| ()).unwrap().steps;
         self.seconds += start.elapsed().as_secs_f64();
         self.steps += rows.len();
         rows

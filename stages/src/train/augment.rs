@@ -3,8 +3,8 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::batches::Batch;
-use crate::model::Config;
+use super::recipe::Want;
+use crate::data::Normalisation;
 use crate::rng::Stream;
 
 /// How much images are changed; all zero leaves them as they are.
@@ -20,30 +20,35 @@ pub struct Augment {
 }
 
 impl Augment {
-    pub(super) fn check(&self, want: &mut dyn FnMut(bool, &str, String)) {
+    pub(super) fn check(&self, want: &mut Want<'_>) {
         want(self.shift.is_finite() && self.shift >= 0.0, "augment.shift", format!("a shift of {} pixels is below 0", self.shift));
         want((0.0..1.0).contains(&self.scale), "augment.scale", format!("{} is not a share from 0 to below 1", self.scale));
         want(self.noise.is_finite() && self.noise >= 0.0, "augment.noise", format!("noise of {} is below 0", self.noise));
     }
 
-    /// Changes every image of a batch.
-    pub(super) fn apply(&self, batch: &mut Batch, config: &Config, stream: &Stream) {
+    /// Writes the image `bytes` `[h, w, c]` to `out`, changed by numbers from `stream`.
+    pub(super) fn image(
+        &self,
+        bytes: &[u8],
+        out: &mut [f32],
+        (h, w, c): (usize, usize, usize),
+        normalisation: Normalisation,
+        stream: impl FnOnce() -> Stream,
+    ) {
+        out.iter_mut().zip(bytes).for_each(|(v, byte)| *v = normalisation.float(*byte));
         if *self == Self::default() {
             return;
         }
-        let (h, w, c) = (config.height, config.input_width, config.channels);
-        let range = config.normalisation.float(255) - config.normalisation.float(0);
-        for (i, image) in batch.pixels.chunks_exact_mut(h * w * c).enumerate() {
-            let mut stream = stream.child(&i.to_string());
-            let mut between = |limit: f64| (2.0 * stream.uniform() - 1.0) * limit;
-            let (dy, dx, size) = (between(self.shift), between(self.shift), 1.0 + between(self.scale));
-            if self.shift > 0.0 || self.scale > 0.0 {
-                let moved = resample(image, (h, w, c), dy as f32, dx as f32, size as f32);
-                image.copy_from_slice(&moved);
-            }
-            if self.noise > 0.0 {
-                image.iter_mut().for_each(|v| *v += (self.noise * stream.normal()) as f32 * range);
-            }
+        let mut stream = stream();
+        let mut between = |limit: f64| (2.0 * stream.uniform() - 1.0) * limit;
+        let (dy, dx, size) = (between(self.shift), between(self.shift), 1.0 + between(self.scale));
+        if self.shift > 0.0 || self.scale > 0.0 {
+            let moved = resample(out, (h, w, c), dy as f32, dx as f32, size as f32);
+            out.copy_from_slice(&moved);
+        }
+        if self.noise > 0.0 {
+            let range = normalisation.float(255) - normalisation.float(0);
+            out.iter_mut().for_each(|v| *v += (self.noise * stream.normal()) as f32 * range);
         }
     }
 }
