@@ -38,7 +38,7 @@ impl Settings {
     }
 
     fn recipe(&self, steps: &str, mixup: f64) -> Recipe {
-        let augment = Augment { shift: self.get("shift"), scale: self.get("scale"), noise: self.get("noise") };
+        let augment = Augment { shift: self.get("shift"), scale: self.get("scale"), noise: self.get("noise"), ..Augment::default() };
         let (batch, lr) = (self.get("batch") as usize, self.get("lr"));
         Recipe { length: Length::Steps(self.get(steps) as usize), batch, lr, mixup, augment, ..Recipe::default() }
     }

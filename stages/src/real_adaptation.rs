@@ -10,7 +10,7 @@ use crate::data::ImageSet;
 use crate::error::Result as StagesResult;
 use crate::formats;
 use crate::model::Arch;
-use crate::train::{self, Source, Start, Training, training_params};
+use crate::train::{self, Every, Parts, Source, Start, training_params};
 
 /// Trains a classifier on real images.
 pub struct RealAdaptation;
@@ -51,11 +51,13 @@ impl Stage for RealAdaptation {
 
     fn inputs() -> Vec<InPort> {
         let extra = "Images to learn from together with `data`, as one set or by the share `mix`: mixed transfer";
+        let features = "What frozen units of `model` make of `data`, from the stage `features`: they are not worked out in every step";
         let model = "Weights to start from: bridged transfer; without, random ones";
         vec![
             InPort { name: "data", format: formats::IMAGE_SET, arity: Arity::Many, doc: "Images to learn from" },
             InPort { name: "extra", format: formats::IMAGE_SET, arity: Arity::Optional, doc: extra },
             InPort { name: "model", format: formats::MODEL, arity: Arity::Optional, doc: model },
+            InPort { name: "features", format: formats::FEATURES, arity: Arity::Optional, doc: features },
         ]
     }
 
@@ -71,6 +73,10 @@ impl Stage for RealAdaptation {
         errors
     }
 
+    fn unkeyed() -> &'static [&'static str] {
+        &train::UNKEYED
+    }
+
     fn threads(_: &Params) -> Threads {
         train::THREADS
     }
@@ -80,7 +86,6 @@ impl Stage for RealAdaptation {
         let start = Start { arch: params.arch, width: params.width, reinit_head: params.reinit_head, seed: params.seed };
         let model = start.model(&set, cx.input("data")?, cx.optional("model"), &params.freeze)?;
         let recipe = params.recipe();
-        let (set, held_out) = train::part(set, &recipe, params.seed)?;
         let extra = match cx.optional("extra") {
             None => None,
             Some(path) => {
@@ -90,15 +95,22 @@ impl Stage for RealAdaptation {
                 Some(extra)
             }
         };
+        let features = match (cx.optional("features"), &extra) {
+            (None, _) => None,
+            (Some(dir), None) => Some(train::features(dir, &model, &set, &recipe)?),
+            (Some(_), Some(_)) => return Err(StageError::new("`features` are of `data` alone; leave out `features` or `extra`")),
+        };
+        let parts = Parts::new(set, features, &recipe, params.seed)?;
+        let set = &parts.train.0;
         let union;
         let sources = match (&extra, params.mix) {
-            (None, _) => vec![Source { set: &set, share: 1.0 }],
-            (Some(extra), Some(mix)) => vec![Source { set: &set, share: 1.0 - mix }, Source { set: extra, share: mix }],
+            (None, _) => vec![Source { set, share: 1.0 }],
+            (Some(extra), Some(mix)) => vec![Source { set, share: 1.0 - mix }, Source { set: extra, share: mix }],
             (Some(extra), None) => {
                 union = set.concat(extra)?;
                 vec![Source { set: &union, share: 1.0 }]
             }
         };
-        train::run(&Training { sources: &sources, held_out: held_out.as_ref(), recipe: &recipe, seed: params.seed }, model, cx)
+        train::run(parts.training(&sources, &recipe, params.seed), Every::of(params.checkpoint_every), model, cx)
     }
 }

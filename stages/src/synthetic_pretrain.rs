@@ -6,7 +6,7 @@ use trestle_engine::stage::{Arity, Context, InPort, OutPort, ParamError, Stage, 
 use crate::data::ImageSet;
 use crate::formats;
 use crate::model::Arch;
-use crate::train::{self, Source, Start, Training, training_params};
+use crate::train::{self, Every, Parts, Source, Start, training_params};
 
 /// Trains a classifier on synthetic images, from random weights or from those of `model`.
 pub struct SyntheticPretrain;
@@ -45,6 +45,10 @@ impl Stage for SyntheticPretrain {
         params.complaints()
     }
 
+    fn unkeyed() -> &'static [&'static str] {
+        &train::UNKEYED
+    }
+
     fn threads(_: &Params) -> Threads {
         train::THREADS
     }
@@ -55,8 +59,8 @@ impl Stage for SyntheticPretrain {
         let start = Start { arch: params.arch, width: params.width, reinit_head: params.reinit_head, seed: params.seed };
         let model = start.model(&set, &path, cx.optional("model"), &params.freeze)?;
         let recipe = params.recipe();
-        let (set, held_out) = train::part(set, &recipe, params.seed)?;
-        let sources = [Source { set: &set, share: 1.0 }];
-        train::run(&Training { sources: &sources, held_out: held_out.as_ref(), recipe: &recipe, seed: params.seed }, model, cx)
+        let parts = Parts::new(set, None, &recipe, params.seed)?;
+        let sources = [Source { set: &parts.train.0, share: 1.0 }];
+        train::run(parts.training(&sources, &recipe, params.seed), Every::of(params.checkpoint_every), model, cx)
     }
 }

@@ -5,13 +5,14 @@ use rayon::prelude::*;
 use super::draws::{Drawn, Source};
 use super::recipe::Recipe;
 use crate::error::{Error, Result};
+use crate::features::Features;
 use crate::model::Config;
 use crate::rng::Stream;
 
 /// Images and their targets.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Batch {
-    /// `[n, h, w, c]`.
+    /// `[n, h, w, c]`, or features of n images.
     pub pixels: Vec<f32>,
     /// `[n, classes]`.
     pub targets: Vec<f32>,
@@ -23,14 +24,16 @@ pub struct Batch {
 #[derive(Debug)]
 pub struct Maker<'a> {
     sources: &'a [Source<'a>],
+    /// In place of the images.
+    features: Option<&'a Features>,
     recipe: &'a Recipe,
     config: &'a Config,
     augmenting: Stream,
 }
 
 impl<'a> Maker<'a> {
-    pub fn new(sources: &'a [Source<'a>], recipe: &'a Recipe, config: &'a Config, seed: u64) -> Self {
-        Self { sources, recipe, config, augmenting: Stream::new(seed, "train/augment") }
+    pub fn new(sources: &'a [Source<'a>], features: Option<&'a Features>, recipe: &'a Recipe, config: &'a Config, seed: u64) -> Self {
+        Self { sources, features, recipe, config, augmenting: Stream::new(seed, "train/augment") }
     }
 
     /// Makes a batch, its images in parallel, each with random numbers of its own.
@@ -39,6 +42,10 @@ impl<'a> Maker<'a> {
     /// If a label is not below the model's number of classes.
     pub fn make(&self, drawn: &Drawn) -> Result<Batch> {
         let (count, config) = (drawn.images.len(), self.config);
+        if let Some(features) = self.features {
+            let pixels = drawn.images.iter().flat_map(|(_, index)| features.row(*index)).copied().collect();
+            return Ok(Batch { pixels, targets: self.targets(drawn)?, count });
+        }
         let size = (config.height, config.input_width, config.channels);
         let mut batch = Batch { pixels: vec![0.0; count * size.0 * size.1 * size.2], targets: self.targets(drawn)?, count };
         let stream = self.augmenting.child(&drawn.step.to_string());

@@ -4,8 +4,9 @@ use super::log::Score;
 use super::recipe::EarlyStopping;
 use super::training::argmax;
 use crate::data::ImageSet;
-use crate::data::split::{Share, split};
+use crate::data::split::{Share, Split, split};
 use crate::error::{Error, Result};
+use crate::features::Features;
 use crate::model::Model;
 use crate::nn::ops::cross_entropy;
 use crate::nn::params::{Params, Weights};
@@ -20,11 +21,11 @@ pub(super) struct Best {
     pub waited: usize,
 }
 
-/// The images to train on, and those that are held out: the same share of every class.
+/// The places of the images to train on (`train`), and of those that are held out (`test`): the same share of every class.
 ///
 /// # Errors
 /// If no image would be held out, or none left.
-pub fn hold_out(set: &ImageSet, stopping: EarlyStopping, seed: u64) -> Result<(ImageSet, ImageSet)> {
+pub fn hold_out(set: &ImageSet, stopping: EarlyStopping, seed: u64) -> Result<Split> {
     let seed = Stream::new(seed, "train/held out").bits();
     let parts = split(set, Share::AllBut(stopping.holdout), seed)?;
     for (part, what) in [(&parts.test, "is held out"), (&parts.train, "is left to train on")] {
@@ -33,16 +34,22 @@ pub fn hold_out(set: &ImageSet, stopping: EarlyStopping, seed: u64) -> Result<(I
             return Err(Error::argument(message));
         }
     }
-    Ok((set.subset(&parts.train)?, set.subset(&parts.test)?))
+    Ok(parts)
 }
 
-/// How well a model with these weights does on all images of a set, `batch` at a time.
-pub(super) fn score(model: &Model, weights: &dyn Weights, set: &ImageSet, batch: usize) -> Result<Score> {
+/// How well a model with these weights does on all images of a set, `batch` at a time; `features` are what its beginning makes of them.
+pub(super) fn score(model: &Model, weights: &dyn Weights, set: &ImageSet, features: Option<&Features>, batch: usize) -> Result<Score> {
     let indices: Vec<usize> = (0..set.len()).collect();
     let (mut loss, mut hits) = (0.0, 0);
     let classes = model.config.classes.len();
     for part in indices.chunks(batch.max(1)) {
-        let logits = model.logits(weights, &set.to_f32(part, model.config.normalisation)?)?;
+        let logits = match features {
+            None => model.logits(weights, &set.to_f32(part, model.config.normalisation)?)?,
+            Some(features) => {
+                let values = part.iter().flat_map(|&i| features.row(i)).copied().collect();
+                model.logits_from(features.meta.units.len(), weights, &features.tensor(values, part.len())?)?
+            }
+        };
         let mut targets = vec![0.0; part.len() * classes];
         for (row, &i) in targets.chunks_exact_mut(classes).zip(part) {
             let label = set.labels[i] as usize;

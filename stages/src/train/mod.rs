@@ -11,6 +11,7 @@
 mod ahead;
 mod augment;
 mod batch;
+mod checkpoint;
 mod draws;
 mod held_out;
 mod log;
@@ -23,15 +24,16 @@ mod training;
 
 use trestle_engine::stage::{Context, OutPort, Progress, StageError, Threads};
 
-pub use augment::Augment;
+pub use augment::{Augment, Jitter, RandAugment, ResizedCrop};
+pub use checkpoint::{Checkpoints, Every};
 pub use draws::Source;
 pub use held_out::hold_out;
 pub use log::{Epoch, Log, Row, Score};
-pub(crate) use params::training_params;
+pub(crate) use params::{UNKEYED, training_params};
 pub use recipe::{EarlyStopping, Length, Norms, Optimiser, Recipe};
 pub use schedule::Shape;
-pub(crate) use start::{Start, part};
-pub use training::{Training, argmax};
+pub(crate) use start::{Parts, Start, features};
+pub use training::{Given, Said, Training, argmax};
 
 use crate::error::Result;
 use crate::formats;
@@ -41,8 +43,11 @@ use crate::model::Model;
 ///
 /// # Errors
 /// Those of [`Training::run`].
-pub fn train(model: &mut Model, sources: &[Source<'_>], recipe: &Recipe, seed: u64, report: impl FnMut(Row, usize)) -> Result<Log> {
-    Training { sources, held_out: None, recipe, seed }.run(model, report)
+pub fn train(model: &mut Model, sources: &[Source<'_>], recipe: &Recipe, seed: u64, mut report: impl FnMut(Row, usize)) -> Result<Log> {
+    Training::new(sources, recipe, seed).run(model, |said| match said {
+        Said::Step(row, steps) => report(row, steps),
+        Said::Note(_) => {}
+    })
 }
 
 /// Threads that training a small model can use.
@@ -63,9 +68,14 @@ pub(crate) fn outputs(doc: &'static str) -> Vec<OutPort> {
 ///
 /// # Errors
 /// Those of [`Training::run`], or if an output cannot be written.
-pub(crate) fn run(training: &Training<'_>, mut model: Model, cx: &mut Context<'_>) -> Result<(), StageError> {
-    let log = training.run(&mut model, |row, steps| {
-        cx.progress(Progress { step: row.step as u64, total: steps as u64, loss: Some(f64::from(row.loss)), note: None });
+pub(crate) fn run(training: Training<'_>, every: Every, mut model: Model, cx: &mut Context<'_>) -> Result<(), StageError> {
+    let checkpoints = cx.kept().map(|folder| Checkpoints::new(folder, every));
+    let training = Training { checkpoints: checkpoints.as_ref(), ..training };
+    let log = training.run(&mut model, |said| match said {
+        Said::Note(text) => cx.note(&text),
+        Said::Step(row, steps) => {
+            cx.progress(Progress { step: row.step as u64, total: steps as u64, loss: Some(f64::from(row.loss)), note: None });
+        }
     })?;
     model.write(cx.output("model")?)?;
     log.write_steps(cx.output("metrics")?)?;

@@ -1,5 +1,8 @@
 //! The parameters that the training stages share.
 
+/// Params that cannot change what comes out.
+pub(crate) const UNKEYED: [&str; 1] = ["checkpoint_every"];
+
 /// Defines a stage's parameters: its own with their defaults, then those of every training, whose defaults are the recipe's.
 macro_rules! training_params {
     ($(#[$doc:meta])* $name:ident { $($own:tt)* }) => {
@@ -67,6 +70,9 @@ macro_rules! training_params {
             /// Updates of the weights, instead of `epochs`.
             pub steps: Option<usize>,
             $($(#[$shared_doc])* pub $shared: $shared_type,)*
+            /// Steps after which a checkpoint is written, from which a killed stage goes on; 0 is never, and without it one is written every
+            /// five minutes. It changes nothing of what comes out, and is not part of the key.
+            pub checkpoint_every: Option<usize>,
             /// Seed of the initial weights, the order, mixing and the augmentation, each with its own stream.
             pub seed: u64,
         }
@@ -74,7 +80,7 @@ macro_rules! training_params {
         impl Default for $name {
             fn default() -> Self {
                 let recipe = $crate::train::Recipe::default();
-                Self { $($own: $default,)* epochs: None, steps: None, $($shared: recipe.$shared,)* seed: 0 }
+                Self { $($own: $default,)* epochs: None, steps: None, $($shared: recipe.$shared,)* checkpoint_every: None, seed: 0 }
             }
         }
 

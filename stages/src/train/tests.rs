@@ -30,7 +30,7 @@ fn model(set: &ImageSet) -> Model {
 }
 
 fn recipe(steps: usize) -> Recipe {
-    let augment = Augment { shift: 0.5, scale: 0.05, noise: 0.02 };
+    let augment = Augment { shift: 0.5, scale: 0.05, noise: 0.02, ..Augment::default() };
     Recipe { length: Length::Steps(steps), batch: 32, lr: 1e-2, mixup: 0.2, label_smoothing: 0.1, augment, ..Recipe::default() }
 }
 
@@ -59,7 +59,7 @@ fn differs(a: &Model, b: &Model, name: &str) -> bool {
 /// One batch of a set.
 fn batch(sources: &[Source<'_>], recipe: &Recipe, config: &Config) -> Batch {
     let mut draws = Draws::new(sources, recipe, 1).unwrap();
-    Maker::new(sources, recipe, config, 1).make(&draws.draw()).unwrap()
+    Maker::new(sources, None, recipe, config, 1).make(&draws.draw()).unwrap()
 }
 
 #[test]
@@ -86,6 +86,15 @@ fn any_number_of_threads_gives_the_same_bytes() {
         ema: Some(0.9),
         balanced: true,
         lr_scale: [("conv1".to_owned(), 0.1)].into(),
+        augment: Augment {
+            crop: 1,
+            flip: 0.5,
+            resized_crop: Some(ResizedCrop::default()),
+            jitter: Some(Jitter { brightness: 0.4, contrast: 0.4, saturation: 0.4, hue: 0.1 }),
+            rand_augment: Some(RandAugment::default()),
+            erase: 0.25,
+            ..recipe(8).augment
+        },
         ..recipe(8)
     };
     for recipe in [recipe(12), everything] {
@@ -292,7 +301,7 @@ fn batches_hold_the_shares_and_every_image_once_a_pass() {
     let sources = [Source { set: &a, share: 0.75 }, Source { set: &b, share: 0.25 }];
     let recipe = Recipe { batch: 16, ..Recipe::default() };
     let mut draws = Draws::new(&sources, &recipe, 1).unwrap();
-    let maker = Maker::new(&sources, &recipe, &config, 1);
+    let maker = Maker::new(&sources, None, &recipe, &config, 1);
     let bytes =
         |batch: &Batch, i: usize| -> Vec<u8> { batch.pixels[i * 64..(i + 1) * 64].iter().map(|v| config.normalisation.byte(*v)).collect() };
     let mut seen = std::collections::BTreeSet::new();
@@ -366,17 +375,19 @@ fn training_stops_when_held_out_images_gain_nothing_and_gives_the_best_weights()
     set.labels.iter_mut().for_each(|label| *label = stream.below(4) as u32);
     let stopping = EarlyStopping { holdout: 0.25, patience: 3 };
     let recipe = Recipe { early_stopping: Some(stopping), mixup: 0.0, label_smoothing: 0.0, batch: 20, ..recipe(300) };
-    let (learnt, held_out) = hold_out(&set, stopping, 5).unwrap();
+    let split = hold_out(&set, stopping, 5).unwrap();
+    let (learnt, held_out) = (set.subset(&split.train).unwrap(), set.subset(&split.test).unwrap());
     assert!(held_out.len() >= 18 && learnt.len() + held_out.len() == 80);
     assert!((0..held_out.len()).all(|i| (0..learnt.len()).all(|k| held_out.image(i) != learnt.image(k))));
     let sources = [Source { set: &learnt, share: 1.0 }];
     let mut model = model(&set);
-    let log = Training { sources: &sources, held_out: Some(&held_out), recipe: &recipe, seed: 7 }.run(&mut model, |_, _| {}).unwrap();
+    let training = Training { held_out: Some(&held_out), ..Training::new(&sources, &recipe, 7) };
+    let log = training.run(&mut model, |_| {}).unwrap();
     let losses: Vec<f64> = log.epochs.iter().map(|epoch| epoch.held_out.unwrap().loss).collect();
     let best = losses.iter().copied().fold(f64::INFINITY, f64::min);
     assert!(losses.len() < 60, "it did not stop: {losses:?}");
     assert_eq!(losses.iter().position(|loss| *loss == best), Some(losses.len() - 4));
-    let now = held_out::score(&model, &model.params.frozen().unwrap(), &held_out, 20).unwrap();
+    let now = held_out::score(&model, &model.params.frozen().unwrap(), &held_out, None, 20).unwrap();
     assert_eq!(now.loss, best);
     let none = EarlyStopping { holdout: 0.001, ..stopping };
     assert!(hold_out(&set, none, 5).unwrap_err().to_string().contains("early_stopping.holdout"));
@@ -435,4 +446,106 @@ fn senseless_recipes_are_refused_with_their_path() {
     assert_eq!(paths(odd), ["accumulate", "clip", "ema", "cutmix"]);
     let stopping = Some(EarlyStopping { holdout: 1.0, patience: 0 });
     assert_eq!(paths(Recipe { early_stopping: stopping, ..default() }), ["early_stopping.holdout", "early_stopping.patience"]);
+}
+
+/// What a training with checkpoints is tested with.
+struct Case {
+    set: ImageSet,
+    held_out: ImageSet,
+    recipe: Recipe,
+}
+
+impl Case {
+    fn new(recipe: Recipe) -> Self {
+        let recipe = Recipe { early_stopping: Some(EarlyStopping { holdout: 0.25, patience: 50 }), ..recipe };
+        let (set, stopping) = (bars(64, 1), recipe.early_stopping.unwrap());
+        let split = hold_out(&set, stopping, 1).unwrap();
+        Self { set: set.subset(&split.train).unwrap(), held_out: set.subset(&split.test).unwrap(), recipe }
+    }
+
+    /// Trains, and stops like a killed process after `until` steps. Gives what came of it, all steps that were done, and the notes.
+    fn train(&self, folder: &std::path::Path, threads: usize, until: usize) -> (Option<[blake3::Hash; 3]>, usize, Vec<String>) {
+        let (mut steps, mut notes) = (0, Vec::new());
+        let checkpoints = Checkpoints::new(folder, Every::Steps(4));
+        let sources = [Source { set: &self.set, share: 1.0 }];
+        let (held_out, checkpoints) = (Some(&self.held_out), Some(&checkpoints));
+        let training = Training { held_out, checkpoints, ..Training::new(&sources, &self.recipe, 7) };
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            pool.install(|| {
+                let mut model = model(&self.set);
+                let log = training.run(&mut model, |said| match said {
+                    Said::Note(note) => notes.push(note),
+                    Said::Step(row, _) if row.step == until => std::panic::panic_any("killed"),
+                    Said::Step(..) => steps += 1,
+                });
+                bytes_of(&model, &log.unwrap())
+            })
+        }));
+        (result.ok(), steps, notes)
+    }
+}
+
+#[test]
+fn a_training_that_was_killed_goes_on_and_gives_the_same_bytes() {
+    let base = Recipe { batch: 16, ..recipe(14) };
+    let variants = [
+        base.clone(),
+        Recipe { ema: Some(0.9), accumulate: 2, cutmix: 1.0, clip: Some(0.3), ..base.clone() },
+        Recipe { optimiser: Optimiser::Sgd, balanced: true, schedule: Shape::OneCycle, ..base.clone() },
+        Recipe { optimiser: Optimiser::Lamb, freeze: vec!["conv1".into()], lr_scale: [("head".to_owned(), 2.0)].into(), ..base },
+    ];
+    for recipe in variants {
+        let case = Case::new(recipe);
+        let [never, killed] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+        let (whole, steps, _) = case.train(never.path(), 1, 0);
+        assert_eq!(steps, 14);
+        assert!(case.train(killed.path(), 2, 11).0.is_none());
+        let (resumed, steps, notes) = case.train(killed.path(), 1, 0);
+        assert_eq!(notes, ["goes on after step 8 of 14, from its checkpoint"]);
+        assert_eq!((resumed, steps), (whole, 6), "{:?}", case.recipe);
+    }
+}
+
+#[test]
+fn a_checkpoint_that_is_damaged_or_of_another_training_is_not_used() {
+    let case = Case::new(Recipe { batch: 16, ..recipe(6) });
+    let folder = tempfile::tempdir().unwrap();
+    let (whole, _, _) = case.train(&folder.path().join("never"), 1, 0);
+    let path = folder.path().join("training");
+    assert!(case.train(folder.path(), 1, 5).0.is_none());
+    let good = std::fs::read(&path).unwrap();
+    let mut flipped = good.clone();
+    flipped[good.len() / 2] ^= 1;
+    let other = Case::new(Recipe { lr: 1e-3, ..case.recipe.clone() });
+    assert!(other.train(&folder.path().join("other"), 1, 5).0.is_none());
+    let other = std::fs::read(folder.path().join("other/training")).unwrap();
+    let damages: [(&str, &[u8]); 5] =
+        [("damaged", &good[..good.len() - 1]), ("damaged", &[]), ("damaged", b"x"), ("damaged", &flipped), ("another training", &other)];
+    for (word, bytes) in damages {
+        std::fs::write(&path, bytes).unwrap();
+        let (anew, steps, notes) = case.train(folder.path(), 1, 0);
+        assert!(notes.len() == 1 && notes[0].starts_with("warning: a checkpoint is not used, training begins anew"), "{notes:?}");
+        assert!(notes[0].contains(word) && notes[0].contains("training:"), "{notes:?}");
+        assert_eq!((anew, steps), (whole, 6));
+    }
+    // Of another architecture.
+    std::fs::write(&path, &good).unwrap();
+    let mut model = Model::new(Config::for_images(Arch::SmallCnn, 16, &case.set).unwrap(), 3).unwrap();
+    let checkpoints = Checkpoints::new(folder.path(), Every::Steps(0));
+    let sources = [Source { set: &case.set, share: 1.0 }];
+    let training = Training { checkpoints: Some(&checkpoints), ..Training::new(&sources, &case.recipe, 7) };
+    let mut notes = Vec::new();
+    let log = training
+        .run(&mut model, |said| {
+            if let Said::Note(note) = said {
+                notes.push(note)
+            }
+        })
+        .unwrap();
+    assert!(notes[0].contains("another model") && log.steps.len() == 6, "{notes:?}");
+    // A folder that cannot be written costs no training.
+    std::fs::write(folder.path().join("file"), "").unwrap();
+    let (anew, _, notes) = case.train(&folder.path().join("file"), 1, 0);
+    assert!(anew == whole && notes.iter().any(|note| note.contains("no checkpoint was written after step 4")), "{notes:?}");
 }

@@ -1,10 +1,13 @@
 //! The training loop.
 
+use std::time::Instant;
+
 use candle_core::backprop::GradStore;
 use candle_core::{Device, Tensor};
 
 use super::ahead::{Batches, with_batches};
 use super::batch::{Batch, Maker};
+use super::checkpoint::Checkpoints;
 use super::draws::{Draws, Source};
 use super::held_out::{Best, score};
 use super::log::{Log, Row};
@@ -12,6 +15,7 @@ use super::recipe::{Norms, Recipe};
 use super::schedule::Schedule;
 use crate::data::ImageSet;
 use crate::error::{Error, Result};
+use crate::features::Features;
 use crate::model::{Model, Partly};
 use crate::nn::ema::Ema;
 use crate::nn::ops::cross_entropy;
@@ -32,24 +36,62 @@ pub struct Training<'a> {
     pub recipe: &'a Recipe,
     /// Of the order, mixing and augmentation.
     pub seed: u64,
+    /// What the frozen beginning of the model makes of the images, in place of these; of one source alone.
+    pub features: Option<Given<'a>>,
+    /// Where to go on from, and to write what can be gone on from.
+    pub checkpoints: Option<&'a Checkpoints>,
 }
 
-impl Training<'_> {
-    /// Trains `model`; calls `report(row, steps)` after each step.
+/// Features of the images to train on, and of those held out.
+#[derive(Debug, Clone, Copy)]
+pub struct Given<'a> {
+    /// Of the source's images.
+    pub train: &'a Features,
+    /// Of the images held out, if some are.
+    pub held_out: Option<&'a Features>,
+}
+
+/// What a training says.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Said {
+    /// A step is done, of so many.
+    Step(Row, usize),
+    /// Something that a person should know.
+    Note(String),
+}
+
+impl<'a> Training<'a> {
+    /// A training on images, without any held out, and without checkpoints.
+    pub fn new(sources: &'a [Source<'a>], recipe: &'a Recipe, seed: u64) -> Self {
+        Self { sources, held_out: None, recipe, seed, features: None, checkpoints: None }
+    }
+
+    /// Units whose output is given.
+    fn units_given(&self) -> usize {
+        self.features.map_or(0, |features| features.train.meta.units.len())
+    }
+
+    /// Trains `model`, and says how far it is after each step. A checkpoint that cannot be used or written costs time alone, and a note.
     ///
     /// # Errors
     /// If the loss is not finite, a unit is unknown, every unit is frozen, or a source is empty.
-    pub fn run(&self, model: &mut Model, mut report: impl FnMut(Row, usize)) -> Result<Log> {
+    pub fn run(&self, model: &mut Model, mut say: impl FnMut(Said)) -> Result<Log> {
         let config = model.config.clone();
         let (recipe, seed) = (self.recipe, self.seed);
         let mut draws = Draws::new(self.sources, recipe, seed)?;
         let mut trainer = Trainer::new(*self, model)?;
+        if let Some(note) = trainer.resume() {
+            say(Said::Note(note));
+        }
         draws.skip_steps(trainer.log.steps.len());
-        let maker = Maker::new(self.sources, recipe, &config, seed);
+        let maker = Maker::new(self.sources, self.features.map(|features| features.train), recipe, &config, seed);
         with_batches(&maker, draws, |mut batches| {
             while !trainer.is_done() {
                 let row = trainer.step(&mut batches)?;
-                report(row, trainer.steps);
+                if let Some(note) = trainer.keep() {
+                    say(Said::Note(note));
+                }
+                say(Said::Step(row, trainer.steps));
             }
             Ok(())
         })?;
@@ -60,7 +102,7 @@ impl Training<'_> {
 /// A training under way.
 pub(super) struct Trainer<'a> {
     pub(super) model: &'a mut Model,
-    training: Training<'a>,
+    pub(super) training: Training<'a>,
     /// Those of frozen units as constants.
     weights: Partly,
     schedule: Schedule,
@@ -68,7 +110,9 @@ pub(super) struct Trainer<'a> {
     pub(super) ema: Option<Ema>,
     pub(super) log: Log,
     pub(super) best: Option<Best>,
-    pub(super) steps: usize,
+    steps: usize,
+    /// When the last checkpoint was written, or the training began.
+    kept: Instant,
 }
 
 impl<'a> Trainer<'a> {
@@ -92,9 +136,37 @@ impl<'a> Trainer<'a> {
             log: Log::default(),
             best: None,
             steps: recipe.length.steps(images, recipe.step_images()),
+            kept: Instant::now(),
             model,
             training,
         })
+    }
+
+    /// All that says which training this is, but for the images and the weights at its beginning.
+    pub(super) fn identity(&self) -> String {
+        let sources: Vec<(usize, f64)> = self.training.sources.iter().map(|source| (source.set.len(), source.share)).collect();
+        format!("{:?} seed {} sources {sources:?} {}", self.training.recipe, self.training.seed, crate::instruction_set())
+    }
+
+    /// Goes on from the last checkpoint, if there is one; gives what is to be said of it.
+    fn resume(&mut self) -> Option<String> {
+        match self.training.checkpoints?.resume(self) {
+            Ok(true) => Some(format!("goes on after step {} of {}, from its checkpoint", self.log.steps.len(), self.steps)),
+            Ok(false) => None,
+            Err(e) => Some(format!("warning: a checkpoint is not used, training begins anew: {e}")),
+        }
+    }
+
+    /// Writes a checkpoint if one is due; gives what is to be said of it.
+    fn keep(&mut self) -> Option<String> {
+        let step = self.log.steps.len();
+        let checkpoints = self.training.checkpoints.filter(|checkpoints| checkpoints.is_due(step, self.kept))?;
+        if self.is_done() {
+            return None;
+        }
+        let written = checkpoints.write(self);
+        self.kept = Instant::now();
+        written.err().map(|e| format!("warning: no checkpoint was written after step {step}: {e}"))
     }
 
     fn is_done(&self) -> bool {
@@ -142,10 +214,15 @@ impl<'a> Trainer<'a> {
     fn pass(&self, mut batch: Batch) -> Result<((f32, f64), GradStore)> {
         let (config, recipe) = (&self.model.config, self.training.recipe);
         let shape = (batch.count, config.height, config.input_width, config.channels);
-        let images = Tensor::from_vec(std::mem::take(&mut batch.pixels), shape, &Device::Cpu)?;
+        let values = std::mem::take(&mut batch.pixels);
+        let images = match self.training.features {
+            None => Tensor::from_vec(values, shape, &Device::Cpu)?,
+            Some(features) => features.train.tensor(values, batch.count)?,
+        };
+        let given = self.training.units_given();
         let fixed: &[String] = if recipe.frozen_norms == Norms::Frozen { &recipe.freeze } else { &[] };
         let ((logits, statistics, loss), tape) = tape::record(|| {
-            let (logits, statistics) = self.model.training_logits(&self.weights, &images, fixed)?;
+            let (logits, statistics) = self.model.training_logits_from(given, &self.weights, &images, fixed)?;
             let loss = cross_entropy(&logits, &batch.targets)?;
             Ok::<_, Error>((logits, statistics, loss))
         })?;
@@ -201,7 +278,8 @@ impl<'a> Trainer<'a> {
             Some(ema) => ema.params(&self.model.params)?,
             None => self.model.params.copied()?,
         };
-        let score = score(self.model, &params.frozen()?, set, self.training.recipe.batch)?;
+        let features = self.training.features.and_then(|features| features.held_out);
+        let score = score(self.model, &params.frozen()?, set, features, self.training.recipe.batch)?;
         if !score.loss.is_finite() {
             let step = self.log.steps.len();
             return Err(Error::argument(format!("the loss on the held-out images is {} after step {step}", score.loss)));
