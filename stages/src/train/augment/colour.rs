@@ -122,7 +122,8 @@ fn to_hsv([r, g, b]: [u8; 3]) -> [u8; 3] {
         return [0, 0, most];
     }
     let range = f32::from(most) - f32::from(least);
-    let [rc, gc, bc] = [r, g, b].map(|v| f32::from(most - v) / range);
+    // Singles and doubles in turn, as in Pillow's C.
+    let [rc, gc, bc] = [r, g, b].map(|v| f64::from(f32::from(most - v) / range));
     let h = if r == most {
         bc - gc
     } else if g == most {
@@ -130,7 +131,7 @@ fn to_hsv([r, g, b]: [u8; 3]) -> [u8; 3] {
     } else {
         4.0 + gc - rc
     };
-    let turn = (f64::from(h) / 6.0 + 1.0) % 1.0;
+    let turn = (f64::from(h as f32) / 6.0 + 1.0) % 1.0;
     let byte = |v: f64| v.clamp(0.0, 255.0) as u8;
     [byte(turn as f32 as f64 * 255.0), byte(f64::from(range / f32::from(most)) * 255.0), most]
 }
@@ -140,9 +141,9 @@ fn to_rgb([h, s, v]: [u8; 3]) -> [u8; 3] {
         return [v; 3];
     }
     let sixth = f64::from(h) * 6.0 / 255.0;
-    let (part, share) = (sixth.floor(), (sixth - sixth.floor()) as f32);
-    let (s, bright) = (f32::from(s) / 255.0, f32::from(v));
-    let byte = |v: f32| v.round().clamp(0.0, 255.0) as u8;
+    let (part, share) = (sixth.floor(), f64::from((sixth - sixth.floor()) as f32));
+    let (s, bright) = (f64::from((f64::from(s) / 255.0) as f32), f64::from(v));
+    let byte = |v: f64| v.round().clamp(0.0, 255.0) as u8;
     let (p, q, t) = (byte(bright * (1.0 - s)), byte(bright * (1.0 - s * share)), byte(bright * (1.0 - s * (1.0 - share))));
     match part as u32 % 6 {
         0 => [v, t, p],

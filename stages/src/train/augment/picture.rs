@@ -64,7 +64,7 @@ impl Picture {
     }
 
     /// In another size, bilinear; where it shrinks, all pixels under a new one take part. The arithmetic is Pillow's, first along the rows, then
-    /// along the columns, in integers.
+    /// along the columns, in integers (that of Pillow 11).
     pub fn resized(&self, (h, w): (usize, usize)) -> Self {
         let mut wide = Vec::with_capacity(self.h * w * self.c);
         let columns = taps(self.w, w);

@@ -48,7 +48,7 @@ fn every_change_is_pillows_to_the_byte() {
         let differ = picture.bytes.iter().zip(wanted).filter(|(a, b)| a != b).count();
         assert!(picture.bytes == *wanted, "{name}: {differ} of {} bytes differ", wanted.len());
     }
-    assert_eq!(pillow.ops.len(), 30);
+    assert_eq!(pillow.ops.len(), 33);
     let mut large = Picture::new(&pillow.large, (3 * pillow.size.0, 3 * pillow.size.1, 3));
     large.equalize();
     assert_eq!(large.bytes, pillow.equalized);
