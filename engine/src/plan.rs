@@ -396,6 +396,31 @@ fn fill_blobs(memo: &mut Memo, blobs_of: &[Vec<BlobId>], before: &Memo, changed:
 /// # Errors
 /// As [`Planner::decide`].
 pub fn plan(pipeline: &Arc<Pipeline>, wanted: &[bool], cache: &Arc<Cache>, history: &Arc<History>) -> Result<Vec<(StageId, Fate)>, Error> {
+    fates(pipeline, wanted, cache, history, |_, _| Ok(None))
+}
+
+/// As [`plan`], but a stage that always runs counts as done if it once ran on what it reads now: for those who only look at what it gave.
+///
+/// # Errors
+/// As [`Planner::decide`].
+pub fn given(pipeline: &Arc<Pipeline>, wanted: &[bool], cache: &Arc<Cache>, history: &Arc<History>) -> Result<Vec<(StageId, Fate)>, Error> {
+    fates(pipeline, wanted, cache, history, |planner, work| {
+        if work.reasons != [Reason::Always] {
+            return Ok(None);
+        }
+        let Some(record) = cache.record(&work.key)? else { return Ok(None) };
+        Ok(planner.damage(&work.stage, &record)?.is_empty().then_some(record))
+    })
+}
+
+/// The fate of each wanted stage, where `stands` may give a record by which a stage that is to run counts as done.
+fn fates(
+    pipeline: &Arc<Pipeline>,
+    wanted: &[bool],
+    cache: &Arc<Cache>,
+    history: &Arc<History>,
+    stands: impl Fn(&Planner, &Work) -> Result<Option<ActionRecord>, Error>,
+) -> Result<Vec<(StageId, Fate)>, Error> {
     let compiled = Compiled::of(Arc::clone(pipeline), trestle_cache::Digest::of(b"not kept"), Vec::new());
     let mut planner = Planner::new(Arc::new(compiled), Arc::clone(cache), None, Arc::clone(history));
     let mut fates = Vec::new();
@@ -405,7 +430,13 @@ pub fn plan(pipeline: &Arc<Pipeline>, wanted: &[bool], cache: &Arc<Cache>, histo
                 Some(record) => Fate::Hit(Box::new(record)),
                 None => return Err(Error::RecordGone { key }),
             },
-            Decision::Run(work) => Fate::Run(work),
+            Decision::Run(work) => match stands(&planner, &work)? {
+                Some(record) => {
+                    planner.settle(id, &record);
+                    Fate::Hit(Box::new(record))
+                }
+                None => Fate::Run(work),
+            },
             Decision::Later(waits) => Fate::Later(waits),
         };
         fates.push((id, fate));

@@ -187,7 +187,7 @@ impl Reading<'_, '_> {
     }
 
     fn memory(&mut self, value: &Value, span: Span) -> u64 {
-        let bytes = value.as_str().and_then(units::bytes);
+        let bytes = value.as_str().and_then(units::bytes).filter(|&bytes| bytes > 0);
         if bytes.is_none() {
             self.wrong("`memory`", "a size with its unit, such as `512MiB` or `2GiB`", value, span);
         }
