@@ -4,6 +4,7 @@
 //! recipe   all figures, checked        schedule   the learning rate of each step
 //! draws    which images, how mixed ──▶ batch      their pixels, augmented ──▶ ahead   on threads of their own
 //! training the loop                    held_out   early stopping              log     a row a step and an epoch
+//! start    the model that it begins with          checkpoint   what a killed stage goes on from
 //! ```
 //!
 //! Every purpose has its own random stream, and every image of a step its own within that: what is drawn for one thing never shifts another.
