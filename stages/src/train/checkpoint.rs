@@ -263,3 +263,22 @@ fn epoch_of(&[epoch, step, loss, accuracy, lr, held_out, right]: &[f64; 7]) -> E
     let held_out = Some(Score { loss: held_out, accuracy: right }).filter(|score| !score.loss.is_nan());
     Epoch { epoch: epoch as usize, step: step as usize, loss, accuracy, lr, held_out }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_is_due_after_so_many_steps_or_so_much_time() {
+        let due = |every, step, ago: u64| {
+            let last = Instant::now().checked_sub(Duration::from_secs(ago));
+            last.map(|last| Checkpoints::new(Path::new("x"), every).is_due(step, last))
+        };
+        assert_eq!(
+            [due(Every::of(Some(3)), 6, 0), due(Every::of(Some(3)), 7, 0), due(Every::of(Some(0)), 6, 0)],
+            [Some(true), Some(false), Some(false)]
+        );
+        let usual = Every::of(None);
+        assert_eq!([due(usual, 1, 10), due(usual, 1, 301)], [Some(false), Some(true)]);
+    }
+}

@@ -119,7 +119,7 @@ impl<'a> Trainer<'a> {
     fn new(training: Training<'a>, model: &'a mut Model) -> Result<Self> {
         let recipe = training.recipe;
         let units = &model.config.units;
-        for unit in recipe.lr_scale.keys().filter(|unit| !units.contains(unit)) {
+        if let Some(unit) = recipe.lr_scale.keys().find(|unit| !units.contains(unit)) {
             return Err(Error::argument(format!("`lr_scale`: the model has no unit `{unit}`; its units are {}", units.join(", "))));
         }
         let weights = model.frozen(&recipe.freeze).map_err(|e| Error::argument(format!("`freeze`: {e}")))?;

@@ -52,7 +52,10 @@ fn lent<const N: usize>(steps: i32, state: &BTreeMap<String, [Vec<f32>; N]>) -> 
     Memory { steps, values: values.collect() }
 }
 
-fn owned<const N: usize>(memory: Memory<Vec<f32>>, params: &Params) -> Result<(i32, BTreeMap<String, [Vec<f32>; N]>)> {
+/// `N` values for every value of a tensor, by the tensor's name.
+type Values<const N: usize> = BTreeMap<String, [Vec<f32>; N]>;
+
+fn owned<const N: usize>(memory: Memory<Vec<f32>>, params: &Params) -> Result<(i32, Values<N>)> {
     let state = memory.values.into_iter().map(|(name, values)| {
         let count = params.var(&name)?.elem_count();
         let fits = values.iter().all(|values| values.len() == count);
