@@ -65,6 +65,9 @@ fn describe(collected: &Collected, dry_run: bool, swept: usize) -> String {
         bytes(collected.bytes),
         collected.records_live
     );
+    if collected.kept_removed > 0 {
+        text.push_str(&format!("{verb} {} checkpoint(s) that nobody needs any more\n", collected.kept_removed));
+    }
     if swept > 0 {
         text.push_str(&format!("removed the temporary files of {swept} run(s) that were killed\n"));
     }
@@ -81,6 +84,7 @@ fn as_json(collected: &Collected, dry_run: bool) -> serde_json::Value {
         "blobs_removed": collected.blobs_removed,
         "bytes": collected.bytes,
         "bytes_removed": collected.bytes_removed,
+        "checkpoints_removed": collected.kept_removed,
     })
 }
 

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 use serde_json::{Value, json};
-use trestle_engine::pipeline::{Action, Pipeline, Stage};
+use trestle_engine::pipeline::{Action, Pipeline, Stage, with_all};
 use trestle_engine::target::matching;
 
 use crate::args::{Format, Source};
@@ -120,10 +120,10 @@ fn stage_json(pipeline: &Pipeline, stage: &Stage) -> Value {
         .collect();
     let mut value = json!({"stage": stage.name, "base": stage.base(), "labels": stage.labels});
     match &stage.action {
-        Action::Native { kind, version, params } => {
+        Action::Native { kind, version, params, aside } => {
             value["uses"] = json!(kind);
             value["version"] = json!(version);
-            value["with"] = params.clone();
+            value["with"] = with_all(params, aside);
         }
         Action::Command { script, .. } => value["run"] = json!(script),
     }

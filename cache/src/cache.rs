@@ -5,6 +5,7 @@
 //! format                     which layout this is
 //! blobs/ records tmp/        see LocalStore
 //! index                      files known by their stat alone
+//! checkpoints/               what killed stages go on from, by key
 //! lock                       held by the one run
 //! ```
 //!
@@ -21,6 +22,7 @@
 mod claim;
 mod gc;
 mod give;
+mod kept;
 mod size;
 mod stats;
 mod take;

@@ -49,6 +49,9 @@ impl Live {
         if bar.length() != Some(progress.total) {
             bar.set_length(progress.total);
             bar.set_style(style("{spinner:.cyan} {prefix:.bold}  {bar:20.cyan/dim} {pos}/{len}  {msg}  {eta:.dim} left"));
+            // What was done before, by a run that was killed, says nothing of the speed of this one.
+            bar.set_position(progress.step);
+            bar.reset_eta();
         }
         bar.set_position(progress.step);
         let loss = progress.loss.map(|loss| format!("loss {loss:.4}"));

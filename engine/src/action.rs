@@ -23,7 +23,7 @@ pub type Contents = Vec<Vec<Content>>;
 pub fn manifest(stage: &Stage, contents: &Contents) -> Manifest {
     let mut manifest = Manifest::new();
     match &stage.action {
-        Action::Native { kind, version, params } => {
+        Action::Native { kind, version, params, aside: _ } => {
             manifest.push(Section::Stage, "kind", kind.as_str());
             manifest.push(Section::Stage, "version", version.to_string());
             manifest.push(Section::Stage, "device", "cpu");

@@ -45,7 +45,7 @@ pub enum Event {
         #[serde(flatten)]
         progress: Progress,
     },
-    /// A stage printed a line, and those were asked for.
+    /// A stage printed a line, and those were asked for; or a native stage has a note for people.
     Output {
         /// Name of the stage.
         stage: String,

@@ -30,6 +30,9 @@ pub struct Job {
     pub outputs: BTreeMap<String, PathBuf>,
     /// Threads to use.
     pub threads: usize,
+    /// Folder for what a later try goes on from; absolute, need not exist.
+    #[serde(default)]
+    pub kept: Option<PathBuf>,
 }
 
 /// One line from a job to the engine.
@@ -44,6 +47,11 @@ pub enum Message {
         name: String,
         /// Its value, always finite.
         value: f64,
+    },
+    /// A line for people.
+    Note {
+        /// The line.
+        text: String,
     },
     /// All outputs are written.
     Done {
@@ -87,7 +95,7 @@ impl Job {
             let message = format!("the job is for version {} of `{}`, this build has version {}", self.version, self.kind, kind.version);
             return Err(StageError::new(message).help("the program was replaced during the run; run again"));
         }
-        let mut cx = Context::new(self.inputs.clone(), self.outputs.clone(), self.threads, sink);
+        let mut cx = Context::new(self.inputs.clone(), self.outputs.clone(), self.threads, sink).keeping(self.kept.clone());
         kind.run(&self.params, &mut cx)
     }
 }
@@ -132,6 +140,10 @@ impl Sink for Lines<'_> {
         } else {
             self.not_finite = Some(name.to_owned());
         }
+    }
+
+    fn note(&mut self, text: &str) {
+        self.write(&Message::Note { text: text.to_owned() });
     }
 }
 

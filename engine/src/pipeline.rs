@@ -138,8 +138,11 @@ pub enum Action {
         kind: String,
         /// Version of the kind.
         version: u32,
-        /// Params with every default explicit.
+        /// Params with every default explicit: those that enter the key.
         params: Value,
+        /// Params that only say how the work is done.
+        #[serde(default, skip_serializing_if = "serde_json::Map::is_empty")]
+        aside: serde_json::Map<String, Value>,
     },
     /// A command.
     Command {
@@ -154,6 +157,15 @@ pub enum Action {
         /// The output that takes what the command prints to standard output.
         stdout: Option<String>,
     },
+}
+
+/// The params of a native stage, with those that do not enter the key.
+pub fn with_all(params: &Value, aside: &serde_json::Map<String, Value>) -> Value {
+    let mut all = params.clone();
+    if let Value::Object(map) = &mut all {
+        map.extend(aside.iter().map(|(name, value)| (name.clone(), value.clone())));
+    }
+    all
 }
 
 /// An output of a stage.

@@ -10,7 +10,7 @@ use std::sync::{Mutex, PoisonError};
 use schemars::{JsonSchema, Schema};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 /// The format of what flows along an edge of the graph, such as `image-set`; the engine only compares names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -161,6 +161,11 @@ pub trait Stage: 'static {
     fn check(_params: &Self::Params) -> Vec<ParamError> {
         Vec::new()
     }
+    /// Params that say how the work is done and cannot change what comes out of it, such as how often a checkpoint is written. They
+    /// reach the stage and stay out of the key.
+    fn unkeyed() -> &'static [&'static str] {
+        &[]
+    }
     /// How many threads the stage can use.
     fn threads(_params: &Self::Params) -> Threads {
         Threads::ONE
@@ -202,6 +207,8 @@ pub trait Sink {
     fn progress(&mut self, progress: Progress);
     /// A named figure that belongs to the record of the run (the last value of a name stands).
     fn metric(&mut self, name: &str, value: f64);
+    /// A line for people, now and in the stage's log.
+    fn note(&mut self, text: &str);
 }
 
 /// A sink that forgets, for tests.
@@ -211,6 +218,7 @@ pub struct Silent;
 impl Sink for Silent {
     fn progress(&mut self, _: Progress) {}
     fn metric(&mut self, _: &str, _: f64) {}
+    fn note(&mut self, _: &str) {}
 }
 
 /// All that a running stage sees of the world.
@@ -218,13 +226,26 @@ pub struct Context<'a> {
     inputs: BTreeMap<String, Vec<Input>>,
     outputs: BTreeMap<String, PathBuf>,
     threads: usize,
+    kept: Option<PathBuf>,
     sink: &'a mut dyn Sink,
 }
 
 impl<'a> Context<'a> {
     /// A context over paths that exist (inputs) and whose parents exist (outputs).
     pub fn new(inputs: BTreeMap<String, Vec<Input>>, outputs: BTreeMap<String, PathBuf>, threads: usize, sink: &'a mut dyn Sink) -> Self {
-        Self { inputs, outputs, threads, sink }
+        Self { inputs, outputs, threads, kept: None, sink }
+    }
+
+    /// The same with a folder for what a later try goes on from.
+    #[must_use]
+    pub fn keeping(self, kept: Option<PathBuf>) -> Self {
+        Self { kept, ..self }
+    }
+
+    /// A folder, which need not exist yet, for what a later try can go on from when this one is killed. Whoever next runs a stage of the same
+    /// kind, params and inputs finds it, and once the outputs are stored it goes. Nothing in it may change what comes out.
+    pub fn kept(&self) -> Option<&Path> {
+        self.kept.as_deref()
     }
 
     /// The path of an input of arity one.
@@ -270,6 +291,11 @@ impl<'a> Context<'a> {
     pub fn metric(&mut self, name: &str, value: f64) {
         self.sink.metric(name, value);
     }
+
+    /// Says a line to people: something that they should know, and that is no error.
+    pub fn note(&mut self, text: &str) {
+        self.sink.note(text);
+    }
 }
 
 type CheckFn = fn(&Value) -> Result<Checked, Complaints>;
@@ -280,6 +306,8 @@ type RunFn = fn(&Value, &mut Context<'_>) -> Result<(), StageError>;
 pub struct Checked {
     /// With every default made explicit: this is what enters the key.
     pub params: Value,
+    /// Those that do not, as a map: see [`Stage::unkeyed`].
+    pub aside: Map<String, Value>,
     /// Threads that the stage can use with these parameters.
     pub threads: Threads,
 }
@@ -364,8 +392,12 @@ fn check<S: Stage>(with: &Value) -> Result<Checked, Complaints> {
     if !complaints.is_empty() {
         return Err(Complaints::Sense(complaints));
     }
-    let params = serde_json::to_value(&typed).map_err(|e| Complaints::Type(ParamError::new("", e.to_string())))?;
-    Ok(Checked { params, threads: S::threads(&typed) })
+    let mut params = serde_json::to_value(&typed).map_err(|e| Complaints::Type(ParamError::new("", e.to_string())))?;
+    let mut aside = Map::new();
+    if let Value::Object(map) = &mut params {
+        aside.extend(S::unkeyed().iter().filter_map(|name| map.shift_remove_entry(*name)));
+    }
+    Ok(Checked { params, aside, threads: S::threads(&typed) })
 }
 
 fn run<S: Stage>(params: &Value, cx: &mut Context<'_>) -> Result<(), StageError> {

@@ -38,7 +38,7 @@ impl Settings {
     }
 
     fn recipe(&self, steps: &str, mixup: f64) -> Recipe {
-        let augment = Augment { shift: self.get("shift"), scale: self.get("scale"), noise: self.get("noise") };
+        let augment = Augment { shift: self.get("shift"), scale: self.get("scale"), noise: self.get("noise"), ..Augment::default() };
         let (batch, lr) = (self.get("batch") as usize, self.get("lr"));
         Recipe { length: Length::Steps(self.get(steps) as usize), batch, lr, mixup, augment, ..Recipe::default() }
     }
@@ -62,7 +62,7 @@ struct Clock {
 impl Clock {
     fn train(&mut self, model: &mut Model, sources: &[Source<'_>], recipe: &Recipe, seed: u64) -> Vec<Row> {
         let start = Instant::now();
-        let rows = train(model, sources, &[], recipe, seed, |_, _| ()).unwrap();
+        let rows = train(model, sources, recipe, seed, |_, _| ()).unwrap().steps;
         self.seconds += start.elapsed().as_secs_f64();
         self.steps += rows.len();
         rows

@@ -32,7 +32,7 @@ fn parted(set: &ImageSet, first: usize) -> (ImageSet, ImageSet) {
 fn judge(set: &ImageSet) -> Model {
     let mut model = Model::new(Config::for_images(Arch::default(), 32, set).unwrap(), 0).unwrap();
     let recipe = Recipe { length: Length::Steps(300), ..Default::default() };
-    trestle_stages::train::train(&mut model, &[Source { set, share: 1.0 }], &[], &recipe, 0, |_, _| ()).unwrap();
+    trestle_stages::train::train(&mut model, &[Source { set, share: 1.0 }], &recipe, 0, |_, _| ()).unwrap();
     model
 }
 

@@ -8,6 +8,7 @@
 //! | `generator` | a text-conditional diffusion model | `weights.safetensors`, `config.json`, `vocab.json` |
 //! | `style` | a learned style token | `token.safetensors`, `meta.json` |
 //! | `model` | a classifier | `model.safetensors`, `config.json` |
+//! | `features` | what the beginning of a model makes of images | `features.safetensors`, `meta.json` |
 //! | `metrics` | figures by step | a CSV file |
 //! | `scores` | an evaluation | `scores.json`, `confusion.csv`, `per_class.csv` |
 //! | `sheet` | a contact sheet | a PNG file |
@@ -26,6 +27,8 @@ pub const GENERATOR: Format = Format("generator");
 pub const STYLE: Format = Format("style");
 /// A classifier.
 pub const MODEL: Format = Format("model");
+/// What the beginning of a model makes of images.
+pub const FEATURES: Format = Format("features");
 /// Figures by step.
 pub const METRICS: Format = Format("metrics");
 /// An evaluation.

@@ -5,6 +5,7 @@ pub mod dataset;
 pub mod draw;
 pub mod error;
 pub mod evaluation;
+pub mod features;
 pub mod formats;
 pub mod generation;
 pub mod generator;
@@ -28,6 +29,7 @@ pub fn registry() -> Registry {
     Registry::default()
         .with::<dataset::Dataset>()
         .with::<evaluation::Evaluation>()
+        .with::<features::FeaturesStage>()
         .with::<generation::Generation>()
         .with::<generator_pretrain::GeneratorPretrain>()
         .with::<prompting::Prompting>()

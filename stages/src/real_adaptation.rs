@@ -4,15 +4,13 @@
 //! synthetic images), mixed transfer (synthetic images as `extra`, one stage on the union), bridged transfer (`model` from
 //! `synthetic-pretrain`) and bridged++ (that with `mixup`, and `reinit_head` here).
 
-use std::path::Path;
-
 use trestle_engine::stage::{Arity, Context, InPort, OutPort, ParamError, Stage, StageError, Threads};
 
 use crate::data::ImageSet;
 use crate::error::Result as StagesResult;
 use crate::formats;
-use crate::model::{Arch, Config, Model};
-use crate::train::{self, Source, training_params};
+use crate::model::Arch;
+use crate::train::{self, Every, Parts, Source, Start, training_params};
 
 /// Trains a classifier on real images.
 pub struct RealAdaptation;
@@ -26,8 +24,6 @@ training_params! {
         width: usize = 32,
         /// Replaces the head of `model` by a random one, for the classes of `data`.
         reinit_head: bool = false,
-        /// Units of `model` that stay as they are: `conv1`, `conv2`, `conv3`, `head`.
-        freeze: Vec<String> = Vec::new(),
         /// Share of each batch that comes from `extra`, if that is connected; without, `data` and `extra` are one set, as in the paper, and an
         /// epoch passes over both.
         mix: Option<f64> = None,
@@ -47,51 +43,26 @@ fn read_all(cx: &Context<'_>) -> StagesResult<Option<ImageSet>> {
     Ok(all)
 }
 
-fn start(params: &Params, set: &ImageSet, data: &Path, model: Option<&Path>) -> Result<Model, StageError> {
-    let Some(dir) = model else {
-        if !params.freeze.is_empty() {
-            let error = StageError::new("`freeze` would keep random weights: no `model` is connected");
-            return Err(error.help("connect `model`, or leave `freeze` out"));
-        }
-        return Ok(Model::new(Config::for_images(params.arch, params.width, set)?, params.seed)?);
-    };
-    let mut model = Model::read(dir)?;
-    model.config.expect_size(set, data)?;
-    if params.reinit_head {
-        model.reinit_head(&set.meta.classes, params.seed)?;
-    } else {
-        let help = "`reinit_head: true` gives the model a new head for these classes";
-        model.config.expect_classes(set, data).map_err(|e| StageError::from(e).help(help))?;
-    }
-    Ok(model)
-}
-
 impl Stage for RealAdaptation {
     const KIND: &'static str = "real-adaptation";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const ABOUT: &'static str = "Trains a classifier on real images: vanilla, mixed or bridged transfer, by its inputs";
     type Params = Params;
 
     fn inputs() -> Vec<InPort> {
         let extra = "Images to learn from together with `data`, as one set or by the share `mix`: mixed transfer";
+        let features = "What frozen units of `model` make of `data`, from the stage `features`: they are not worked out in every step";
         let model = "Weights to start from: bridged transfer; without, random ones";
         vec![
             InPort { name: "data", format: formats::IMAGE_SET, arity: Arity::Many, doc: "Images to learn from" },
             InPort { name: "extra", format: formats::IMAGE_SET, arity: Arity::Optional, doc: extra },
             InPort { name: "model", format: formats::MODEL, arity: Arity::Optional, doc: model },
+            InPort { name: "features", format: formats::FEATURES, arity: Arity::Optional, doc: features },
         ]
     }
 
     fn outputs() -> Vec<OutPort> {
-        vec![
-            OutPort { name: "model", format: formats::MODEL, path: "model", doc: "The adapted classifier" },
-            OutPort {
-                name: "metrics",
-                format: formats::METRICS,
-                path: "metrics.csv",
-                doc: "Loss, accuracy and learning rate of each step",
-            },
-        ]
+        train::outputs("The adapted classifier")
     }
 
     fn check(params: &Params) -> Vec<ParamError> {
@@ -102,27 +73,44 @@ impl Stage for RealAdaptation {
         errors
     }
 
+    fn unkeyed() -> &'static [&'static str] {
+        &train::UNKEYED
+    }
+
     fn threads(_: &Params) -> Threads {
         train::THREADS
     }
 
     fn run(params: &Params, cx: &mut Context<'_>) -> Result<(), StageError> {
         let set = read_all(cx)?.ok_or_else(|| StageError::new("input `data` is not connected"))?;
-        let model = start(params, &set, cx.input("data")?, cx.optional("model"))?;
-        let Some(path) = cx.optional("extra") else {
-            return train::run(model, &[Source { set: &set, share: 1.0 }], &params.freeze, &params.recipe(), params.seed, cx);
+        let start = Start { arch: params.arch, width: params.width, reinit_head: params.reinit_head, seed: params.seed };
+        let model = start.model(&set, cx.input("data")?, cx.optional("model"), &params.freeze)?;
+        let recipe = params.recipe();
+        let extra = match cx.optional("extra") {
+            None => None,
+            Some(path) => {
+                let extra = ImageSet::read(path)?;
+                model.config.expect_size(&extra, path)?;
+                model.config.expect_classes(&extra, path)?;
+                Some(extra)
+            }
         };
-        let extra = ImageSet::read(path)?;
-        model.config.expect_size(&extra, path)?;
-        model.config.expect_classes(&extra, path)?;
+        let features = match (cx.optional("features"), &extra) {
+            (None, _) => None,
+            (Some(dir), None) => Some(train::features(dir, &model, &set, &recipe)?),
+            (Some(_), Some(_)) => return Err(StageError::new("`features` are of `data` alone; leave out `features` or `extra`")),
+        };
+        let parts = Parts::new(set, features, &recipe, params.seed)?;
+        let set = &parts.train.0;
         let union;
-        let sources = match params.mix {
-            Some(mix) => vec![Source { set: &set, share: 1.0 - mix }, Source { set: &extra, share: mix }],
-            None => {
-                union = set.concat(&extra)?;
+        let sources = match (&extra, params.mix) {
+            (None, _) => vec![Source { set, share: 1.0 }],
+            (Some(extra), Some(mix)) => vec![Source { set, share: 1.0 - mix }, Source { set: extra, share: mix }],
+            (Some(extra), None) => {
+                union = set.concat(extra)?;
                 vec![Source { set: &union, share: 1.0 }]
             }
         };
-        train::run(model, &sources, &params.freeze, &params.recipe(), params.seed, cx)
+        train::run(parts.training(&sources, &recipe, params.seed), Every::of(params.checkpoint_every), model, cx)
     }
 }

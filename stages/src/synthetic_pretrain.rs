@@ -5,8 +5,8 @@ use trestle_engine::stage::{Arity, Context, InPort, OutPort, ParamError, Stage, 
 
 use crate::data::ImageSet;
 use crate::formats;
-use crate::model::{Arch, Config, Model};
-use crate::train::{self, Source, training_params};
+use crate::model::Arch;
+use crate::train::{self, Every, Parts, Source, Start, training_params};
 
 /// Trains a classifier on synthetic images, from random weights or from those of `model`.
 pub struct SyntheticPretrain;
@@ -18,12 +18,14 @@ training_params! {
         arch: Arch = Arch::default(),
         /// Channels of the first unit, without an input `model`.
         width: usize = 32,
+        /// Replaces the head of `model` by a random one, for the classes of `data`.
+        reinit_head: bool = false,
     }
 }
 
 impl Stage for SyntheticPretrain {
     const KIND: &'static str = "synthetic-pretrain";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const ABOUT: &'static str = "Trains a classifier on synthetic images";
     type Params = Params;
 
@@ -36,19 +38,15 @@ impl Stage for SyntheticPretrain {
     }
 
     fn outputs() -> Vec<OutPort> {
-        vec![
-            OutPort { name: "model", format: formats::MODEL, path: "model", doc: "The trained classifier" },
-            OutPort {
-                name: "metrics",
-                format: formats::METRICS,
-                path: "metrics.csv",
-                doc: "Loss, accuracy and learning rate of each step",
-            },
-        ]
+        train::outputs("The trained classifier")
     }
 
     fn check(params: &Params) -> Vec<ParamError> {
         params.complaints()
+    }
+
+    fn unkeyed() -> &'static [&'static str] {
+        &train::UNKEYED
     }
 
     fn threads(_: &Params) -> Threads {
@@ -58,15 +56,11 @@ impl Stage for SyntheticPretrain {
     fn run(params: &Params, cx: &mut Context<'_>) -> Result<(), StageError> {
         let path = cx.input("data")?.to_path_buf();
         let set = ImageSet::read(&path)?;
-        let model = match cx.optional("model") {
-            None => Model::new(Config::for_images(params.arch, params.width, &set)?, params.seed)?,
-            Some(dir) => {
-                let model = Model::read(dir)?;
-                model.config.expect_size(&set, &path)?;
-                model.config.expect_classes(&set, &path)?;
-                model
-            }
-        };
-        train::run(model, &[Source { set: &set, share: 1.0 }], &[], &params.recipe(), params.seed, cx)
+        let start = Start { arch: params.arch, width: params.width, reinit_head: params.reinit_head, seed: params.seed };
+        let model = start.model(&set, &path, cx.optional("model"), &params.freeze)?;
+        let recipe = params.recipe();
+        let parts = Parts::new(set, None, &recipe, params.seed)?;
+        let sources = [Source { set: &parts.train.0, share: 1.0 }];
+        train::run(parts.training(&sources, &recipe, params.seed), Every::of(params.checkpoint_every), model, cx)
     }
 }

@@ -15,6 +15,7 @@ use trestle_stages::registry;
 struct Notes {
     steps: Vec<Progress>,
     metrics: BTreeMap<String, f64>,
+    notes: Vec<String>,
 }
 
 impl Sink for Notes {
@@ -23,6 +24,9 @@ impl Sink for Notes {
     }
     fn metric(&mut self, name: &str, value: f64) {
         self.metrics.insert(name.to_owned(), value);
+    }
+    fn note(&mut self, text: &str) {
+        self.notes.push(text.to_owned());
     }
 }
 
@@ -214,4 +218,149 @@ fn params_that_make_no_sense_name_their_path() {
     assert_eq!(paths("real-adaptation", json!({"augment": {"shfit": 2}})), ["augment.shfit"]);
     assert_eq!(paths("evaluation", json!({"batch": 0, "top_k": 0})), ["batch", "top_k"]);
     assert_eq!(paths("evaluation", json!({"topk": 1})), ["topk"]);
+}
+
+#[test]
+fn any_architecture_is_trained_adapted_and_judged() {
+    let bench = Bench::new();
+    plain(&["a", "b"], 8).write(&bench.at("ab")).unwrap();
+    plain(&["a", "b", "c"], 8).write(&bench.at("abc")).unwrap();
+    for (arch, first) in [("resnet-18-32px", "stem"), ("vit-ti-4", "stem")] {
+        let short = json!({"arch": arch, "steps": 1, "batch": 2});
+        bench.run("synthetic-pretrain", arch, short, &[("data", &[&bench.at("ab")])]).unwrap();
+        let config: Value = serde_json::from_str(&fs::read_to_string(bench.at(arch).join("model/config.json")).unwrap()).unwrap();
+        assert_eq!((&config["arch"], &config["units"][0]), (&json!(arch), &json!(first)));
+        let with = json!({"steps": 1, "batch": 2, "reinit_head": true, "freeze": [first], "lr_scale": {"head": 2.0}});
+        let model = bench.at(arch).join("model");
+        let adapted = format!("{arch}-adapted");
+        bench.run("real-adaptation", &adapted, with, &[("data", &[&bench.at("abc")]), ("model", &[&model])]).unwrap();
+        let model = bench.at(&adapted).join("model");
+        bench.run("evaluation", arch, json!({}), &[("model", &[&model]), ("data", &[&bench.at("abc")])]).unwrap();
+        assert_eq!(bench.scores(arch)["count"], 3);
+    }
+    let error = |arch: &str| {
+        let with = json!({"arch": arch, "steps": 1});
+        bench.run("synthetic-pretrain", "no", with, &[("data", &[&bench.at("ab")])]).map(|_| ()).unwrap_err().message
+    };
+    assert!(
+        error("vit-ti-16").ends_with("ab: vit-ti-16 takes images whose sides are multiples of 16 from 16 on, not 8x8"),
+        "{}",
+        error("vit-ti-16")
+    );
+    assert!(error("squeezenet-1.1").contains("from 32 on, not 8x8"), "{}", error("squeezenet-1.1"));
+}
+
+#[test]
+fn every_param_of_the_trainer_reaches_it() {
+    let bench = Bench::new();
+    let two = plain(&["a", "b"], 8);
+    (0..9).fold(two.clone(), |all, _| all.concat(&two).unwrap()).write(&bench.at("ab")).unwrap();
+    let model = |name: &str, with: Value| {
+        let mut all = json!({"width": 8, "steps": 4, "batch": 8, "warmup": 0.25, "seed": 1});
+        all.as_object_mut().unwrap().extend(with.as_object().unwrap().clone());
+        bench.run("synthetic-pretrain", name, all, &[("data", &[&bench.at("ab")])]).unwrap();
+        fs::read(bench.at(name).join("model/model.safetensors")).unwrap()
+    };
+    let variants = [
+        json!({}),
+        json!({"optimiser": "sgd"}),
+        json!({"optimiser": "sgd", "momentum": 0.5}),
+        json!({"optimiser": "sgd", "nesterov": true}),
+        json!({"optimiser": "lamb"}),
+        json!({"schedule": "constant"}),
+        json!({"schedule": "step"}),
+        json!({"schedule": "step", "milestones": [0.75]}),
+        json!({"schedule": "step", "gamma": 0.5}),
+        json!({"schedule": "one-cycle"}),
+        json!({"accumulate": 2}),
+        json!({"clip": 1e-3}),
+        json!({"ema": 0.5}),
+        json!({"lr_scale": {"conv1": 0.1}}),
+        json!({"weight_decay": 0.5}),
+        json!({"mixup": 0.2}),
+        json!({"cutmix": 1.0}),
+        json!({"label_smoothing": 0.1}),
+        json!({"balanced": true}),
+        json!({"early_stopping": {"holdout": 0.3}}),
+        json!({"augment": {"crop": 1}}),
+        json!({"augment": {"resized_crop": {}}}),
+        json!({"augment": {"flip": 0.5}}),
+        json!({"augment": {"jitter": {"contrast": 0.4}}}),
+        json!({"augment": {"rand_augment": {}}}),
+        json!({"augment": {"erase": 0.5}}),
+    ];
+    let models: Vec<Vec<u8>> = variants.iter().enumerate().map(|(i, with)| model(&i.to_string(), with.clone())).collect();
+    for (i, a) in models.iter().enumerate() {
+        assert!(models[..i].iter().all(|b| a != b), "{}", variants[i]);
+    }
+    assert_eq!(model("again", json!({"checkpoint_every": 1})), models[0]);
+    let epochs = fs::read_to_string(bench.at("19/epochs.csv")).unwrap();
+    assert!(epochs.starts_with("epoch,step,loss,accuracy,lr,held_out_loss,held_out_accuracy\n"), "{epochs}");
+    assert!(fs::read_to_string(bench.at("11/metrics.csv")).unwrap().starts_with("step,loss,accuracy,lr,grad_norm\n"));
+}
+
+/// What says how the work is done stays out of the key.
+#[test]
+fn how_often_a_checkpoint_is_written_is_set_aside() {
+    let registry = registry();
+    for kind in ["synthetic-pretrain", "real-adaptation"] {
+        let checked = registry.get(kind).unwrap().check(&json!({"checkpoint_every": 5})).unwrap();
+        assert_eq!(Value::Object(checked.aside), json!({"checkpoint_every": 5}));
+        assert!(checked.params.get("checkpoint_every").is_none() && checked.params.get("lr").is_some());
+    }
+}
+
+/// Training on what a frozen beginning makes of the images is training with that beginning frozen.
+#[test]
+fn features_stand_in_for_a_frozen_beginning() {
+    let bench = Bench::new();
+    bench.digits();
+    let (fonts, real) = (bench.at("fonts/train"), bench.at("real/train"));
+    let pretrain = json!({"width": 16, "steps": 20, "batch": 16});
+    bench.run("synthetic-pretrain", "pre", pretrain, &[("data", &[&fonts])]).unwrap();
+    let pre = bench.at("pre/model");
+    let of = |data: &Path, to: &str| {
+        bench.run("features", to, json!({"until": "conv2", "batch": 32}), &[("model", &[&pre]), ("data", &[data])]).unwrap();
+        bench.at(to).join("features")
+    };
+    let (features, others) = (of(&real, "features"), of(&fonts, "others"));
+    let adapt = |to: &str, change: Value, features: Option<&Path>| {
+        let mut with = json!({"steps": 30, "batch": 16, "freeze": ["conv1", "conv2"], "early_stopping": {"holdout": 0.2}});
+        with.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
+        let data = [real.as_path()];
+        let model = [pre.as_path()];
+        let features: Vec<&Path> = features.into_iter().collect();
+        let mut inputs: Vec<(&str, &[&Path])> = vec![("data", &data), ("model", &model)];
+        if !features.is_empty() {
+            inputs.push(("features", &features));
+        }
+        bench.run("real-adaptation", to, with, &inputs).map(|notes| notes.metrics)
+    };
+    let (plain, given) = (adapt("plain", json!({}), None).unwrap(), adapt("given", json!({}), Some(&features)).unwrap());
+    for name in ["loss", "held_out_loss", "held_out_accuracy"] {
+        assert!((plain[name] - given[name]).abs() < 1e-4, "{name}: {} {}", plain[name], given[name]);
+    }
+    let weights = |to: &str| {
+        let bytes = fs::read(bench.at(to).join("model/model.safetensors")).unwrap();
+        let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        let floats = |name: &str| -> Vec<f32> {
+            file.tensor(name).unwrap().data().as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
+        };
+        ["conv1.weight", "conv3.weight", "head.weight"].map(floats)
+    };
+    for (a, b) in weights("plain").iter().flatten().zip(weights("given").iter().flatten()) {
+        assert!((a - b).abs() < 1e-3, "{a} {b}");
+    }
+    let refused = |change: Value, features: &Path| adapt("no", change, Some(features)).unwrap_err().message;
+    assert_eq!(refused(json!({}), &others), "`features`: they are of other images than `data`");
+    assert!(refused(json!({"freeze": ["conv1"]}), &features).contains("they are of `conv2` among others, which is to be trained"));
+    assert!(refused(json!({"augment": {"flip": 0.5}}), &features).contains("leave out `augment`"));
+    let error = bench.run("features", "x", json!({"until": "head"}), &[("model", &[&pre]), ("data", &[&real])]).map(|_| ()).unwrap_err();
+    assert_eq!(error.message, "`until`: `head` is the last unit, nothing would be left to train");
+    bench.run("synthetic-pretrain", "pre2", json!({"width": 16, "steps": 1, "seed": 5}), &[("data", &[&fonts])]).unwrap();
+    let (model, data) = (bench.at("pre2/model"), [real.as_path()]);
+    let inputs: [(&str, &[&Path]); 3] = [("data", &data), ("model", &[&model]), ("features", &[&features])];
+    let with = json!({"steps": 1, "freeze": ["conv1", "conv2"]});
+    let error = bench.run("real-adaptation", "y", with, &inputs).map(|_| ()).unwrap_err();
+    assert_eq!(error.message, "`features`: they are of another `model`");
 }

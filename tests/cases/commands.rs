@@ -54,6 +54,7 @@ fn the_schema_is_json_and_names_every_kind() {
     let wanted = [
         "dataset",
         "evaluation",
+        "features",
         "generation",
         "generator-pretrain",
         "prompting",

@@ -1,6 +1,7 @@
 mod behaviour;
 mod changes;
 mod check;
+mod checkpoints;
 mod children;
 mod ci;
 mod clean;

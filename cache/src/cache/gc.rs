@@ -39,6 +39,8 @@ pub struct Collected {
     pub bytes: u64,
     /// Of them, those that went.
     pub bytes_removed: u64,
+    /// Checkpoints that went: of stages that are done by now, or that nobody went on from for long.
+    pub kept_removed: usize,
 }
 
 /// A record as far as cleaning wants to know it.
@@ -91,6 +93,7 @@ impl Cache {
             blobs_removed: gone.len(),
             bytes: sizes.values().sum(),
             bytes_removed: gone.iter().map(|id| size(id)).sum(),
+            kept_removed: self.collect_kept(bounds.max_age, bounds.dry_run)?,
         };
         if !bounds.dry_run {
             // Records first: one whose blobs are gone would be found damaged, a blob without a record harms nobody.

@@ -73,7 +73,7 @@ pub struct Order {
 pub enum Said {
     /// How far it is.
     Progress(Progress),
-    /// A line that it printed, if the order asked for them.
+    /// A line that it printed, if the order asked for them, or a note of a native stage.
     Line(String),
 }
 
@@ -155,13 +155,20 @@ impl Local {
         command.stdout(theirs).stderr(output.handle()?);
         place(&mut command, &order.work);
         let child = command.spawn().map_err(|e| failed(format!("cannot start this program: {e}")))?;
-        let mut log = output.sink();
+        let (mut log, mut notes) = (output.sink(), output.sink());
         // The child has its own ends of the pipes now; as long as there are others, the pipes have no end.
         drop(command);
         drop(output.write);
         let mut heard = Heard::default();
         let say = std::cell::RefCell::new(say);
-        let mut messages = |line: &str| heard.line(line, &mut |progress| (say.borrow_mut())(Said::Progress(progress)));
+        let mut messages = |line: &str| {
+            if let Some(said) = heard.line(line) {
+                if let Said::Line(note) = &said {
+                    notes(note);
+                }
+                (say.borrow_mut())(said);
+            }
+        };
         let mut lines = |line: &str| {
             log(line);
             (say.borrow_mut())(Said::Line(line.to_owned()));
@@ -331,9 +338,11 @@ struct Heard {
 }
 
 impl Heard {
-    fn line(&mut self, line: &str, progress: &mut dyn FnMut(Progress)) {
+    /// Takes a line in; gives what is to be said of it now.
+    fn line(&mut self, line: &str) -> Option<Said> {
         match serde_json::from_str(line) {
-            Ok(Message::Progress(report)) => progress(report),
+            Ok(Message::Progress(report)) => return Some(Said::Progress(report)),
+            Ok(Message::Note { text }) => return Some(Said::Line(text)),
             Ok(Message::Metric { name, value }) => drop(self.outcome.metrics.insert(name, value)),
             Ok(Message::Done { peak_rss_kib }) => {
                 self.done = true;
@@ -342,6 +351,7 @@ impl Heard {
             Ok(Message::Error(error)) => self.error = Some(error),
             Err(_) => self.error = Some(StageError::new(format!("the stage printed a line that is not a message: {line}"))),
         }
+        None
     }
 
     /// Only a job that says that it is done, and then ends well, is done.

@@ -25,7 +25,7 @@ pub fn native(stage: &StageSpec, kind: &Kind, with: Option<&Node>, scope: &Scope
         .iter()
         .map(|port| (port.name.to_owned(), Output { path: format!("out/{}", port.path), format: port.format }))
         .collect();
-    let action = Action::Native { kind: kind.name.to_owned(), version: kind.version, params: checked.params };
+    let action = Action::Native { kind: kind.name.to_owned(), version: kind.version, params: checked.params, aside: checked.aside };
     problems.or((action, outputs, checked.threads))
 }
 

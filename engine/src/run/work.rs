@@ -15,7 +15,7 @@ use super::{Options, undeclared};
 use crate::event::Failure;
 use crate::executor::{Cancel, Ended, Executor, Order, Said, Task};
 use crate::job::Job;
-use crate::pipeline::{Action, Bound, Origin, Stage};
+use crate::pipeline::{Action, Bound, Origin, Stage, with_all};
 use crate::plan::Work;
 use crate::stage::{Input, StageError};
 
@@ -60,7 +60,7 @@ pub fn carry_out(
     let started = Instant::now();
     let began = SystemTime::now();
     let (stage, cache, options) = (&work.stage, &around.cache, &around.options);
-    let (room, order) = prepare(around, stage, &work.contents, grant)?;
+    let (room, order) = prepare(around, work, grant)?;
     let outcome = around.executor.execute(&order, say, &around.cancel);
     ended();
     let outcome = outcome.map_err(|ended| stop(ended, work, &room, options))?;
@@ -86,6 +86,8 @@ pub fn carry_out(
     if durability == Durability::Durable {
         cache.sync_records().map_err(|e| in_words(&e))?;
     }
+    // What cannot be removed now goes with the next `cache gc`.
+    let _ = cache.remove_kept(&work.key);
     Ok(Box::new(record))
 }
 
@@ -145,8 +147,9 @@ fn tail(log: &Path) -> String {
 }
 
 /// Lays out the stage's folder and says how to run it.
-fn prepare(around: &Surroundings, stage: &Stage, contents: &[Vec<Content>], grant: &Grant) -> Result<(Room, Order), StageError> {
+fn prepare(around: &Surroundings, what: &Work, grant: &Grant) -> Result<(Room, Order), StageError> {
     let (cache, options) = (&around.cache, &around.options);
+    let (stage, contents) = (&what.stage, &what.contents);
     let room = around.rooms.open(cache, &stage.name, layout(stage, contents))?;
     let work = room.work();
     // Native stages are ours and only read; a command may do anything to a file that it is handed.
@@ -166,7 +169,7 @@ fn prepare(around: &Surroundings, stage: &Stage, contents: &[Vec<Content>], gran
             laid.push(&bound.place);
         }
     }
-    let (task, log) = (task(stage, &room, grant, options)?, room.log());
+    let (task, log) = (task(stage, &room, grant, options, cache.kept_path(&what.key))?, room.log());
     Ok((room, Order { task, work, threads: grant.threads, log, timeout: stage.settings.timeout, verbose: options.verbose }))
 }
 
@@ -196,15 +199,15 @@ fn layout(stage: &Stage, contents: &[Vec<Content>]) -> Layout {
     layout
 }
 
-fn task(stage: &Stage, room: &Room, grant: &Grant, options: &Options) -> Result<Task, StageError> {
+fn task(stage: &Stage, room: &Room, grant: &Grant, options: &Options, kept: PathBuf) -> Result<Task, StageError> {
     match &stage.action {
-        Action::Native { kind, version, params } => {
+        Action::Native { kind, version, params, aside } => {
             let path = room.job();
             let job = Job {
                 stage: stage.name.clone(),
                 kind: kind.clone(),
                 version: *version,
-                params: params.clone(),
+                params: with_all(params, aside),
                 inputs: stage
                     .inputs
                     .iter()
@@ -212,6 +215,7 @@ fn task(stage: &Stage, room: &Room, grant: &Grant, options: &Options) -> Result<
                     .collect(),
                 outputs: stage.outputs.iter().map(|(name, output)| (name.clone(), room.work().join(&output.path))).collect(),
                 threads: grant.threads,
+                kept: Some(kept),
             };
             let bytes = serde_json::to_vec_pretty(&job).map_err(|e| StageError::new(e.to_string()))?;
             std::fs::write(&path, bytes).map_err(|e| cannot("write", &path, &e))?;

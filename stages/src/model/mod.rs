@@ -91,6 +91,12 @@ pub enum Arch {
 }
 
 impl Arch {
+    /// As it is written in a pipeline.
+    pub fn name(self) -> String {
+        // A unit variant is always a text.
+        serde_json::to_value(self).ok().and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default()
+    }
+
     /// Pixels that the sides of an image must be a multiple of, and the least of them.
     fn sides(self) -> (usize, usize) {
         match self {
@@ -190,10 +196,8 @@ impl Config {
             return Err(format!("the small CNN halves images twice, so their sides must be multiples of 4, not {height}x{width}"));
         }
         if height.min(width) < least || height % multiple + width % multiple != 0 {
-            return Err(format!(
-                "{:?} takes images whose sides are multiples of {multiple} from {least} on, not {height}x{width}",
-                self.arch
-            ));
+            let arch = self.arch.name();
+            return Err(format!("{arch} takes images whose sides are multiples of {multiple} from {least} on, not {height}x{width}"));
         }
         if self.arch == Arch::SmallCnn && (self.width == 0 || !self.width.is_multiple_of(GROUP)) {
             return Err(format!("width {} is not a multiple of {GROUP}", self.width));
@@ -310,7 +314,21 @@ impl Model {
     /// # Errors
     /// If the shapes do not fit.
     pub fn logits(&self, weights: &dyn Weights, x: &Tensor) -> Result<Tensor> {
-        self.prefix(weights, x, self.units.len())
+        self.logits_from(0, weights, x)
+    }
+
+    /// The same of what the first `units` units have made of the images.
+    ///
+    /// # Errors
+    /// If there are not that many units, or the shapes do not fit.
+    pub fn logits_from(&self, units: usize, weights: &dyn Weights, x: &Tensor) -> Result<Tensor> {
+        let pass = Pass::eval(weights);
+        self.after(units)?.iter().try_fold(x.clone(), |x, unit| pass.run(&unit.layers, &x))
+    }
+
+    fn after(&self, units: usize) -> Result<&[Unit]> {
+        let message = || Error::argument(format!("the model has {} units, not {units}", self.units.len()));
+        self.units.get(units..).ok_or_else(message)
     }
 
     /// Logits in training: batch normalisations use the batch's statistics, except in the units `frozen`. Gives those statistics too, for
@@ -319,9 +337,23 @@ impl Model {
     /// # Errors
     /// If the shapes do not fit.
     pub fn training_logits(&self, weights: &dyn Weights, x: &Tensor, frozen: &[String]) -> Result<(Tensor, BatchStatistics)> {
+        self.training_logits_from(0, weights, x, frozen)
+    }
+
+    /// The same of what the first `units` units have made of the images.
+    ///
+    /// # Errors
+    /// If there are not that many units, or the shapes do not fit.
+    pub fn training_logits_from(
+        &self,
+        units: usize,
+        weights: &dyn Weights,
+        x: &Tensor,
+        frozen: &[String],
+    ) -> Result<(Tensor, BatchStatistics)> {
         let batch = RefCell::new(Vec::new());
         let (adapting, fixed) = (Pass::train(weights, &batch), Pass::eval(weights));
-        let logits = self.units.iter().try_fold(x.clone(), |x, unit| {
+        let logits = self.after(units)?.iter().try_fold(x.clone(), |x, unit| {
             let pass = if frozen.contains(&unit.name) { &fixed } else { &adapting };
             pass.run(&unit.layers, &x)
         })?;

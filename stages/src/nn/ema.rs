@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use rayon::prelude::*;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 use super::math::CHUNK;
 use super::params::Params;
@@ -46,6 +46,23 @@ impl Ema {
             })?;
         }
         Ok(())
+    }
+
+    /// Updates so far, and the averages by name: enough to go on.
+    pub fn state(&self) -> (u32, &BTreeMap<String, Vec<f32>>) {
+        (self.steps, &self.averages)
+    }
+
+    /// An average that goes on from such a state.
+    ///
+    /// # Errors
+    /// If it is not one of these tensors.
+    pub fn resumed(params: &Params, decay: f64, steps: u32, averages: BTreeMap<String, Vec<f32>>) -> Result<Self> {
+        let fits = |(name, var): (&String, &candle_core::Var)| averages.get(name).is_some_and(|values| values.len() == var.elem_count());
+        if !params.iter().all(fits) || averages.len() != params.iter().count() {
+            return Err(Error::argument("an average of other tensors"));
+        }
+        Ok(Self { decay: decay as f32, steps, averages })
     }
 
     /// The averages as a model.

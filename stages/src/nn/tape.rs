@@ -247,6 +247,16 @@ impl Node {
 }
 
 impl Tape {
+    /// How many ops were written down: what a way back goes through at most.
+    pub fn len(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// Whether there was nothing to write down.
+    pub fn is_empty(&self) -> bool {
+        self.nodes.is_empty()
+    }
+
     /// The gradients of all variables, given the `loss` of one value that was made last. What the ops have kept is let go on the way.
     ///
     /// # Errors

@@ -1,8 +1,15 @@
 #![allow(clippy::unwrap_used)]
 
+use candle_core::{Device, Tensor};
+
+use super::batch::{Batch, Maker};
+use super::draws::Draws;
 use super::*;
 use crate::data::ImageSet;
 use crate::model::{Arch, Config};
+use crate::nn::ops::cross_entropy;
+use crate::nn::tape;
+use crate::rng::Stream;
 
 /// Images of class k have a bright column k, in noise.
 fn bars(n: usize, seed: u64) -> ImageSet {
@@ -23,20 +30,43 @@ fn model(set: &ImageSet) -> Model {
 }
 
 fn recipe(steps: usize) -> Recipe {
-    let augment = Augment { shift: 0.5, scale: 0.05, noise: 0.02 };
+    let augment = Augment { shift: 0.5, scale: 0.05, noise: 0.02, ..Augment::default() };
     Recipe { length: Length::Steps(steps), batch: 32, lr: 1e-2, mixup: 0.2, label_smoothing: 0.1, augment, ..Recipe::default() }
 }
 
-fn run(set: &ImageSet, frozen: &[String], recipe: &Recipe) -> (Model, Vec<Row>) {
+fn run(set: &ImageSet, recipe: &Recipe) -> (Model, Log) {
     let mut model = model(set);
-    let rows = train(&mut model, &[Source { set, share: 1.0 }], frozen, recipe, 7, |_, _| {}).unwrap();
-    (model, rows)
+    let log = train(&mut model, &[Source { set, share: 1.0 }], recipe, 7, |_, _| {}).unwrap();
+    (model, log)
+}
+
+fn refused(mut model: Model, set: &ImageSet, recipe: &Recipe) -> String {
+    train(&mut model, &[Source { set, share: 1.0 }], recipe, 1, |_, _| {}).unwrap_err().to_string()
+}
+
+fn bytes_of(model: &Model, log: &Log) -> [blake3::Hash; 3] {
+    let dir = tempfile::tempdir().unwrap();
+    model.write(dir.path()).unwrap();
+    log.write_steps(&dir.path().join("metrics.csv")).unwrap();
+    log.write_epochs(&dir.path().join("epochs.csv")).unwrap();
+    ["model.safetensors", "metrics.csv", "epochs.csv"].map(|file| blake3::hash(&std::fs::read(dir.path().join(file)).unwrap()))
+}
+
+fn differs(a: &Model, b: &Model, name: &str) -> bool {
+    a.params.values(name).unwrap() != b.params.values(name).unwrap()
+}
+
+/// One batch of a set.
+fn batch(sources: &[Source<'_>], recipe: &Recipe, config: &Config) -> Batch {
+    let mut draws = Draws::new(sources, recipe, 1).unwrap();
+    Maker::new(sources, None, recipe, config, 1).make(&draws.draw()).unwrap()
 }
 
 #[test]
 fn it_learns_and_generalises() {
     let (set, test) = (bars(128, 1), bars(200, 2));
-    let (model, rows) = run(&set, &[], &recipe(60));
+    let (model, log) = run(&set, &recipe(60));
+    let rows = log.steps;
     assert!(rows[59].loss < 0.75 * rows[0].loss, "{} to {}", rows[0].loss, rows[59].loss);
     let indices: Vec<usize> = (0..200).collect();
     let logits = model.logits(&model.params, &test.to_f32(&indices, model.config.normalisation).unwrap()).unwrap();
@@ -44,45 +74,224 @@ fn it_learns_and_generalises() {
     assert!(hits >= 190, "{hits} of 200");
 }
 
+/// With one thread batches are made when they are wanted, with more ahead, on threads of their own.
 #[test]
 fn any_number_of_threads_gives_the_same_bytes() {
     let set = bars(64, 1);
-    let trained = |threads: usize| {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        let dir = tempfile::tempdir().unwrap();
-        pool.install(|| {
-            let (model, rows) = run(&set, &[], &recipe(12));
-            model.write(dir.path()).unwrap();
-            write_metrics(&dir.path().join("metrics.csv"), &rows).unwrap();
-        });
-        ["model.safetensors", "metrics.csv"].map(|file| blake3::hash(&std::fs::read(dir.path().join(file)).unwrap()))
+    let everything = Recipe {
+        accumulate: 2,
+        batch: 16,
+        cutmix: 1.0,
+        clip: Some(0.5),
+        ema: Some(0.9),
+        balanced: true,
+        lr_scale: [("conv1".to_owned(), 0.1)].into(),
+        augment: Augment {
+            crop: 1,
+            flip: 0.5,
+            resized_crop: Some(ResizedCrop::default()),
+            jitter: Some(Jitter { brightness: 0.4, contrast: 0.4, saturation: 0.4, hue: 0.1 }),
+            rand_augment: Some(RandAugment::default()),
+            erase: 0.25,
+            ..recipe(8).augment
+        },
+        ..recipe(8)
     };
-    let one = trained(1);
-    assert_eq!(one, trained(2));
-    assert_eq!(one, trained(3));
+    for recipe in [recipe(12), everything] {
+        let trained = |threads: usize| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| {
+                let (model, log) = run(&set, &recipe);
+                bytes_of(&model, &log)
+            })
+        };
+        let one = trained(1);
+        assert_eq!(one, trained(2));
+        assert_eq!(one, trained(3));
+    }
 }
 
 #[test]
 fn frozen_units_stay() {
     let set = bars(64, 1);
     let before = model(&set);
-    let (after, _) = run(&set, &["conv1".into(), "conv3".into()], &recipe(3));
+    let (after, _) = run(&set, &Recipe { freeze: vec!["conv1".into(), "conv3".into()], ..recipe(3) });
     for (name, _) in before.params.iter() {
-        let same = before.params.values(name).unwrap() == after.params.values(name).unwrap();
-        assert_eq!(same, name.starts_with("conv1") || name.starts_with("conv3"), "{name}");
+        assert_eq!(!differs(&before, &after, name), name.starts_with("conv1") || name.starts_with("conv3"), "{name}");
     }
-    let all = before.config.units.clone();
-    let error = train(&mut before.clone(), &[Source { set: &set, share: 1.0 }], &all, &recipe(1), 1, |_, _| {}).unwrap_err();
-    assert!(error.to_string().contains("nothing to train"));
+    let all = Recipe { freeze: before.config.units.clone(), ..recipe(1) };
+    assert!(refused(before.clone(), &set, &all).contains("nothing to train"));
+    let unknown = Recipe { freeze: vec!["conv9".into()], ..recipe(1) };
+    assert_eq!(refused(before, &set, &unknown), "`freeze`: the model has no unit `conv9`; its units are conv1, conv2, conv3, head");
+}
+
+/// What is written down for the way back of a model with a frozen prefix is what follows that prefix, and nothing else.
+#[test]
+fn nothing_goes_back_through_a_frozen_prefix() {
+    let set = bars(8, 1);
+    let model = resnet(&set);
+    let images = set.to_f32(&[0, 1, 2, 3], model.config.normalisation).unwrap();
+    let ops = |frozen: usize, norms: &[String]| {
+        let weights = model.frozen(&model.config.units[..frozen]).unwrap();
+        let (_, tape) = tape::record(|| model.training_logits(&weights, &images, norms)).unwrap();
+        tape.len()
+    };
+    let units = &model.config.units;
+    let counts: Vec<usize> = (0..=units.len()).map(|frozen| ops(frozen, &units[..frozen])).collect();
+    assert!(counts.windows(2).all(|pair| pair[0] > pair[1]), "{counts:?}");
+    // The head alone: a mean over the pixels, a product, and a bias.
+    assert_eq!(counts[units.len() - 1..], [3, 0]);
+    // Normalisations that adapt write down nothing either.
+    assert_eq!(ops(units.len() - 1, &[]), 3);
+}
+
+fn resnet(set: &ImageSet) -> Model {
+    Model::new(Config::for_images(Arch::ResNet18Small, 32, set).unwrap(), 3).unwrap()
+}
+
+#[test]
+fn normalisations_of_frozen_units_are_frozen_or_adapt() {
+    let set = bars(16, 1);
+    let trained = |norms| {
+        let mut model = resnet(&set);
+        let freeze = model.config.units[..8].to_vec();
+        let recipe = Recipe { freeze, frozen_norms: norms, batch: 4, ..recipe(1) };
+        train(&mut model, &[Source { set: &set, share: 1.0 }], &recipe, 7, |_, _| {}).unwrap();
+        model
+    };
+    let (fresh, frozen, adapting) = (resnet(&set), trained(Norms::Frozen), trained(Norms::Adapting));
+    assert!(!differs(&fresh, &frozen, "bn1.running_mean") && differs(&fresh, &adapting, "bn1.running_mean"));
+    assert!(differs(&fresh, &frozen, "layer4.1.bn2.running_mean"));
+    assert!(!differs(&fresh, &adapting, "conv1.weight") && !differs(&fresh, &adapting, "bn1.weight"));
+}
+
+/// AdamW's first step is the learning rate in every value, whatever the gradient.
+#[test]
+fn a_unit_can_have_its_own_learning_rate() {
+    let set = bars(64, 1);
+    let plain = Recipe { weight_decay: 0.0, schedule: Shape::Constant, warmup: 0.0, ..recipe(1) };
+    let recipe = Recipe { lr_scale: [("conv1".to_owned(), 0.25), ("head".to_owned(), 2.0)].into(), ..plain };
+    let (before, (after, _)) = (model(&set), run(&set, &recipe));
+    for (name, share) in [("conv1.weight", 0.25), ("conv2.weight", 1.0), ("head.weight", 2.0)] {
+        let (old, new) = (before.params.values(name).unwrap(), after.params.values(name).unwrap());
+        let mut moves: Vec<f32> = old.iter().zip(&new).map(|(a, b)| (a - b).abs()).collect();
+        moves.sort_by(f32::total_cmp);
+        assert!((moves[moves.len() / 2] / (0.01 * share) - 1.0).abs() < 0.02, "{name}: {}", moves[moves.len() / 2]);
+    }
+    let unknown = Recipe { lr_scale: [("stem".to_owned(), 0.1)].into(), ..self::recipe(1) };
+    assert_eq!(refused(before, &set, &unknown), "`lr_scale`: the model has no unit `stem`; its units are conv1, conv2, conv3, head");
+}
+
+/// Every option on its own makes another model of the same start.
+#[test]
+fn no_option_is_without_effect() {
+    let set = bars(64, 1);
+    let plain = Recipe { augment: Augment::default(), mixup: 0.0, batch: 16, warmup: 0.25, ..recipe(4) };
+    let sgd = Recipe { optimiser: Optimiser::Sgd, ..plain.clone() };
+    let variants = [
+        plain.clone(),
+        sgd.clone(),
+        Recipe { momentum: Some(0.5), ..sgd.clone() },
+        Recipe { nesterov: true, ..sgd },
+        Recipe { optimiser: Optimiser::Lamb, ..plain.clone() },
+        Recipe { schedule: Shape::Constant, ..plain.clone() },
+        Recipe { schedule: Shape::Step, ..plain.clone() },
+        Recipe { schedule: Shape::Step, milestones: vec![0.75], ..plain.clone() },
+        Recipe { schedule: Shape::Step, gamma: 0.5, ..plain.clone() },
+        Recipe { schedule: Shape::OneCycle, ..plain.clone() },
+        Recipe { warmup: 0.5, ..plain.clone() },
+        Recipe { weight_decay: 0.5, ..plain.clone() },
+        Recipe { clip: Some(1e-3), ..plain.clone() },
+        Recipe { accumulate: 2, ..plain.clone() },
+        Recipe { ema: Some(0.5), ..plain.clone() },
+        Recipe { mixup: 0.2, ..plain.clone() },
+        Recipe { cutmix: 1.0, ..plain.clone() },
+        Recipe { mixup: 0.2, cutmix: 1.0, ..plain.clone() },
+        Recipe { label_smoothing: 0.0, ..plain.clone() },
+        Recipe { balanced: true, ..plain.clone() },
+        Recipe { augment: Augment { noise: 0.1, ..Augment::default() }, ..plain.clone() },
+    ];
+    let weights: Vec<Vec<f32>> = variants.iter().map(|recipe| run(&set, recipe).0.params.values("conv2.weight").unwrap()).collect();
+    for (i, a) in weights.iter().enumerate() {
+        let same = weights[..i].iter().position(|b| a == b);
+        assert!(same.is_none(), "{:?} and {:?}", variants[i], same.map(|j| &variants[j]));
+    }
+    assert!(variants.iter().all(|recipe| recipe.check().is_empty()));
+}
+
+/// The small CNN normalises each image by itself, so two batches of half the size have the gradient of the whole.
+#[test]
+fn accumulated_batches_are_one_large_batch() {
+    let set = bars(64, 1);
+    let whole = Recipe { optimiser: Optimiser::Sgd, mixup: 0.0, augment: Augment::default(), batch: 32, ..recipe(3) };
+    let halves = Recipe { batch: 8, accumulate: 4, ..whole.clone() };
+    let ((a, rows_a), (b, rows_b)) = (run(&set, &whole), run(&set, &halves));
+    for (name, _) in a.params.iter() {
+        let close = |(a, b): (f32, f32)| (a - b).abs() < 1e-5;
+        assert!(a.params.values(name).unwrap().into_iter().zip(b.params.values(name).unwrap()).all(close), "{name}");
+    }
+    assert!((rows_a.steps[2].loss - rows_b.steps[2].loss).abs() < 1e-5);
+    assert_eq!(rows_a.steps[2].accuracy, rows_b.steps[2].accuracy);
+}
+
+/// With plain gradient descent the first step is as long as the gradient, times the learning rate.
+#[test]
+fn clipped_gradients_have_the_limit_as_their_norm() {
+    let set = bars(64, 1);
+    let sgd = Recipe { optimiser: Optimiser::Sgd, momentum: Some(0.0), weight_decay: 0.0, warmup: 0.0, ..recipe(1) };
+    let length = |recipe: &Recipe| {
+        let (before, (after, log)) = (model(&set), run(&set, recipe));
+        let values = |model: &Model| before.params.iter().flat_map(|(name, _)| model.params.values(name).unwrap()).collect::<Vec<_>>();
+        let squares = values(&before).iter().zip(values(&after)).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>();
+        (squares.sqrt() / recipe.lr, log.steps[0].grad_norm)
+    };
+    let (free, none) = length(&sgd);
+    assert!(none.is_none());
+    let (clipped, norm) = length(&Recipe { clip: Some(free / 3.0), ..sgd.clone() });
+    assert!((clipped / (free / 3.0) - 1.0).abs() < 1e-3 && (norm.unwrap() / free - 1.0).abs() < 1e-3, "{free} {clipped} {norm:?}");
+    let (loose, _) = length(&Recipe { clip: Some(free * 2.0), ..sgd });
+    assert!((loose / free - 1.0).abs() < 1e-6);
+}
+
+/// With a decay d the average after one step is a mean of the weights before and after: at first the decay is 2/11.
+#[test]
+fn the_average_of_the_weights_is_what_comes_out() {
+    let set = bars(64, 1);
+    let plain = Recipe { warmup: 0.0, ..recipe(1) };
+    let (start, (last, _)) = (model(&set), run(&set, &plain));
+    let (average, _) = run(&set, &Recipe { ema: Some(0.999), ..plain });
+    for name in ["conv1.weight", "head.weight"] {
+        let [a, b, m] = [&start, &last, &average].map(|model| model.params.values(name).unwrap());
+        assert!((0..a.len()).all(|i| (a[i] + (b[i] - a[i]) * 9.0 / 11.0 - m[i]).abs() < 1e-6), "{name}");
+    }
+}
+
+#[test]
+fn every_class_is_drawn_equally_often() {
+    let whole = bars(64, 1);
+    // One image of class 0, and 15 of each other.
+    let kept: Vec<usize> = (0..64).filter(|&i| whole.labels[i] != 0 || i == 0).collect();
+    let set = whole.subset(&kept).unwrap();
+    let count = |balanced: bool| {
+        let recipe = Recipe { balanced, batch: 8, ..recipe(1) };
+        let mut draws = Draws::new(&[Source { set: &set, share: 1.0 }], &recipe, 1).unwrap();
+        let mut counts = [0; 4];
+        let mut seen = std::collections::BTreeSet::new();
+        for (_, index) in (0..16).flat_map(|_| draws.draw().images) {
+            counts[set.labels[index] as usize] += 1;
+            seen.insert(index);
+        }
+        (counts, seen.len())
+    };
+    assert_eq!(count(true), ([32; 4], 49));
+    assert!(count(false).0[0] < 5);
 }
 
 #[test]
 fn a_loss_that_is_not_finite_ends_the_training() {
     let set = bars(64, 1);
-    let mut model = model(&set);
-    let recipe = Recipe { lr: 1e30, ..recipe(20) };
-    let error = train(&mut model, &[Source { set: &set, share: 1.0 }], &[], &recipe, 1, |_, _| {}).unwrap_err().to_string();
-    assert!(error.contains("the loss is") && error.contains("`lr`"), "{error}");
+    let error = refused(model(&set), &set, &Recipe { lr: 1e30, ..recipe(20) });
+    assert!(error.contains("the loss is") && error.contains("at step") && error.contains("`lr`"), "{error}");
 }
 
 #[test]
@@ -90,29 +299,108 @@ fn batches_hold_the_shares_and_every_image_once_a_pass() {
     let (a, b) = (bars(40, 1), bars(8, 2));
     let config = Config::for_images(Arch::SmallCnn, 8, &a).unwrap();
     let sources = [Source { set: &a, share: 0.75 }, Source { set: &b, share: 0.25 }];
-    let mut batches = Batches::new(&sources, 16, 1).unwrap();
-    let bytes = |batch: &batches::Batch, i: usize| -> Vec<u8> {
-        batch.pixels[i * 64..(i + 1) * 64].iter().map(|v| config.normalisation.byte(*v)).collect()
-    };
+    let recipe = Recipe { batch: 16, ..Recipe::default() };
+    let mut draws = Draws::new(&sources, &recipe, 1).unwrap();
+    let maker = Maker::new(&sources, None, &recipe, &config, 1);
+    let bytes =
+        |batch: &Batch, i: usize| -> Vec<u8> { batch.pixels[i * 64..(i + 1) * 64].iter().map(|v| config.normalisation.byte(*v)).collect() };
     let mut seen = std::collections::BTreeSet::new();
     for _ in 0..2 {
-        let batch = batches.next(&config, 0.0).unwrap();
-        assert_eq!(batch.len(), 16);
+        let batch = maker.make(&draws.draw()).unwrap();
+        assert_eq!(batch.count, 16);
         (0..12).for_each(|i| assert!((0..40).any(|k| a.image(k) == bytes(&batch, i))));
         (12..16).for_each(|i| assert!(seen.insert(bytes(&batch, i))));
     }
     assert_eq!(seen.len(), 8);
     let none = [Source { set: &a, share: 1.0 }, Source { set: &b, share: 0.0 }];
-    assert!(Batches::new(&none, 16, 1).is_err());
+    assert!(Draws::new(&none, &recipe, 1).is_err());
+}
+
+#[test]
+fn draws_that_are_skipped_are_those_that_would_have_come() {
+    let set = bars(40, 1);
+    let recipe = Recipe { batch: 8, accumulate: 2, mixup: 0.2, cutmix: 1.0, balanced: true, ..Recipe::default() };
+    let new = || Draws::new(&[Source { set: &set, share: 1.0 }], &recipe, 1).unwrap();
+    let (mut all, mut late) = (new(), new());
+    late.skip_steps(3);
+    (0..6).for_each(|_| drop(all.draw()));
+    for place in [(3, 0), (3, 1), (4, 0)] {
+        let (a, b) = (all.draw(), late.draw());
+        assert_eq!((a.step, a.part), place);
+        assert_eq!(a, b);
+    }
+}
+
+/// One draw more for one purpose must not change what comes of the others.
+#[test]
+fn purposes_do_not_shift_each_other() {
+    let set = bars(40, 1);
+    let drawn = |recipe: Recipe| {
+        let mut draws = Draws::new(&[Source { set: &set, share: 1.0 }], &recipe, 1).unwrap();
+        (0..8).map(|_| draws.draw()).collect::<Vec<_>>()
+    };
+    let images = |drawn: &[draws::Drawn]| drawn.iter().map(|d| d.images.clone()).collect::<Vec<_>>();
+    let plain = Recipe { batch: 8, ..Recipe::default() };
+    let (none, mixup) = (drawn(plain.clone()), drawn(Recipe { mixup: 0.2, ..plain.clone() }));
+    let both = drawn(Recipe { mixup: 0.2, cutmix: 1.0, ..plain });
+    assert!(images(&none) == images(&mixup) && images(&none) == images(&both));
+    let first = |drawn: &[draws::Drawn]| drawn.iter().filter_map(|d| d.mix.clone()).find(|mix| mix.centre.is_none()).unwrap();
+    assert_eq!(first(&mixup), first(&both));
+}
+
+#[test]
+fn epochs_are_passes_and_have_the_means_of_their_steps() {
+    let set = bars(40, 1);
+    let (_, log) = run(&set, &Recipe { batch: 16, ..recipe(6) });
+    // 16, 32, 48 | 64, 80 | 96, broken off.
+    let places: Vec<(usize, usize)> = log.epochs.iter().map(|epoch| (epoch.epoch, epoch.step)).collect();
+    assert_eq!(places, [(1, 3), (2, 5), (3, 6)]);
+    let mean = (f64::from(log.steps[3].loss) + f64::from(log.steps[4].loss)) / 2.0;
+    assert_eq!((log.epochs[1].loss, log.epochs[1].lr), (mean, log.steps[4].lr));
+    let dir = tempfile::tempdir().unwrap();
+    let text = |write: &dyn Fn(&std::path::Path)| {
+        write(&dir.path().join("m.csv"));
+        std::fs::read_to_string(dir.path().join("m.csv")).unwrap()
+    };
+    let epochs = text(&|path| log.write_epochs(path).unwrap());
+    assert!(epochs.starts_with(&format!("epoch,step,loss,accuracy,lr\n1,3,{:.6},", log.epochs[0].loss)), "{epochs}");
+    assert_eq!(text(&|path| log.write_steps(path).unwrap()).lines().next(), Some("step,loss,accuracy,lr"));
+}
+
+/// Labels by chance: what is learnt of the images does not hold for those held out, so their loss soon rises.
+#[test]
+fn training_stops_when_held_out_images_gain_nothing_and_gives_the_best_weights() {
+    let mut set = bars(80, 1);
+    let mut stream = Stream::new(1, "labels");
+    set.labels.iter_mut().for_each(|label| *label = stream.below(4) as u32);
+    let stopping = EarlyStopping { holdout: 0.25, patience: 3 };
+    let recipe = Recipe { early_stopping: Some(stopping), mixup: 0.0, label_smoothing: 0.0, batch: 20, ..recipe(300) };
+    let split = hold_out(&set, stopping, 5).unwrap();
+    let (learnt, held_out) = (set.subset(&split.train).unwrap(), set.subset(&split.test).unwrap());
+    assert!(held_out.len() >= 18 && learnt.len() + held_out.len() == 80);
+    assert!((0..held_out.len()).all(|i| (0..learnt.len()).all(|k| held_out.image(i) != learnt.image(k))));
+    let sources = [Source { set: &learnt, share: 1.0 }];
+    let mut model = model(&set);
+    let training = Training { held_out: Some(&held_out), ..Training::new(&sources, &recipe, 7) };
+    let log = training.run(&mut model, |_| {}).unwrap();
+    let losses: Vec<f64> = log.epochs.iter().map(|epoch| epoch.held_out.unwrap().loss).collect();
+    let best = losses.iter().copied().fold(f64::INFINITY, f64::min);
+    assert!(losses.len() < 60, "it did not stop: {losses:?}");
+    assert_eq!(losses.iter().position(|loss| *loss == best), Some(losses.len() - 4));
+    let now = held_out::score(&model, &model.params.frozen().unwrap(), &held_out, None, 20).unwrap();
+    assert_eq!(now.loss, best);
+    let none = EarlyStopping { holdout: 0.001, ..stopping };
+    assert!(hold_out(&set, none, 5).unwrap_err().to_string().contains("early_stopping.holdout"));
 }
 
 #[test]
 fn mixing_is_a_weighted_mean_of_images_and_targets() {
     let set = bars(4, 1);
     let config = Config::for_images(Arch::SmallCnn, 8, &set).unwrap();
-    let mut batch = Batches::new(&[Source { set: &set, share: 1.0 }], 4, 1).unwrap().next(&config, 0.0).unwrap();
+    let recipe = Recipe { batch: 4, ..Recipe::default() };
+    let mut batch = batch(&[Source { set: &set, share: 1.0 }], &recipe, &config);
     let old = batch.clone();
-    batch.mix(0.75, &[1, 0, 2, 3]);
+    mix::Mix { partners: vec![1, 0, 2, 3], weight: 0.75, centre: None }.apply(&mut batch, (8, 8, 1));
     assert_eq!(batch.pixels[0], 0.75 * old.pixels[0] + 0.25 * old.pixels[64]);
     assert_eq!(batch.targets[..4].iter().sum::<f32>(), 1.0);
     assert_eq!(batch.targets[8..], old.targets[8..]);
@@ -131,7 +419,8 @@ fn the_loss_of_mixed_and_smoothed_targets_is_that_of_the_paper() {
     // Label smoothing (Szegedy et al. 2016): (1 − ε)CE(y) + ε times the mean of CE over all classes.
     let set = bars(4, 1);
     let config = Config::for_images(Arch::SmallCnn, 8, &set).unwrap();
-    let batch = Batches::new(&[Source { set: &set, share: 1.0 }], 1, 1).unwrap().next(&config, 0.1).unwrap();
+    let recipe = Recipe { batch: 1, label_smoothing: 0.1, ..Recipe::default() };
+    let batch = batch(&[Source { set: &set, share: 1.0 }], &recipe, &config);
     let label = argmax(&batch.targets);
     let mean = (0..4).map(ce).sum::<f64>() / 4.0;
     assert!((loss(&batch.targets) - (0.9 * ce(label) + 0.1 * mean)).abs() < 1e-6);
@@ -144,4 +433,119 @@ fn senseless_recipes_are_refused_with_their_path() {
     assert_eq!(paths, ["epochs", "batch", "lr", "mixup", "label_smoothing"]);
     assert!(Recipe::default().check().is_empty());
     assert_eq!((Length::Epochs(2.0).steps(100, 64), Length::Epochs(0.1).steps(1, 64), Length::Steps(5).steps(1, 1)), (4, 1, 5));
+    let paths = |recipe: Recipe| recipe.check().into_iter().map(|e| e.path).collect::<Vec<_>>();
+    let default = Recipe::default;
+    assert_eq!(paths(Recipe { momentum: Some(0.9), nesterov: true, ..default() }), ["momentum", "nesterov"]);
+    assert_eq!(paths(Recipe { optimiser: Optimiser::Sgd, momentum: Some(1.0), ..default() }), ["momentum"]);
+    assert_eq!(paths(Recipe { milestones: vec![0.3], gamma: 2.0, ..default() }), ["gamma", "milestones", "gamma"]);
+    let step = Recipe { schedule: Shape::Step, milestones: vec![0.5, 0.2, 1.5], ..default() };
+    assert_eq!(paths(step), ["milestones[2]", "milestones"]);
+    let scales = [("a".to_owned(), 0.0), ("b".to_owned(), 1.0)].into();
+    assert_eq!(paths(Recipe { lr_scale: scales, freeze: vec!["b".into()], ..default() }), ["lr_scale.a", "lr_scale.b"]);
+    let odd = Recipe { accumulate: 0, clip: Some(0.0), ema: Some(1.0), cutmix: -1.0, ..default() };
+    assert_eq!(paths(odd), ["accumulate", "clip", "ema", "cutmix"]);
+    let stopping = Some(EarlyStopping { holdout: 1.0, patience: 0 });
+    assert_eq!(paths(Recipe { early_stopping: stopping, ..default() }), ["early_stopping.holdout", "early_stopping.patience"]);
+}
+
+/// What a training with checkpoints is tested with.
+struct Case {
+    set: ImageSet,
+    held_out: ImageSet,
+    recipe: Recipe,
+}
+
+impl Case {
+    fn new(recipe: Recipe) -> Self {
+        let recipe = Recipe { early_stopping: Some(EarlyStopping { holdout: 0.25, patience: 50 }), ..recipe };
+        let (set, stopping) = (bars(64, 1), recipe.early_stopping.unwrap());
+        let split = hold_out(&set, stopping, 1).unwrap();
+        Self { set: set.subset(&split.train).unwrap(), held_out: set.subset(&split.test).unwrap(), recipe }
+    }
+
+    /// Trains, and stops like a killed process after `until` steps. Gives what came of it, all steps that were done, and the notes.
+    fn train(&self, folder: &std::path::Path, threads: usize, until: usize) -> (Option<[blake3::Hash; 3]>, usize, Vec<String>) {
+        let (mut steps, mut notes) = (0, Vec::new());
+        let checkpoints = Checkpoints::new(folder, Every::Steps(4));
+        let sources = [Source { set: &self.set, share: 1.0 }];
+        let (held_out, checkpoints) = (Some(&self.held_out), Some(&checkpoints));
+        let training = Training { held_out, checkpoints, ..Training::new(&sources, &self.recipe, 7) };
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            pool.install(|| {
+                let mut model = model(&self.set);
+                let log = training.run(&mut model, |said| match said {
+                    Said::Note(note) => notes.push(note),
+                    Said::Step(row, _) if row.step == until => std::panic::panic_any("killed"),
+                    Said::Step(..) => steps += 1,
+                });
+                bytes_of(&model, &log.unwrap())
+            })
+        }));
+        (result.ok(), steps, notes)
+    }
+}
+
+#[test]
+fn a_training_that_was_killed_goes_on_and_gives_the_same_bytes() {
+    let base = Recipe { batch: 16, ..recipe(14) };
+    let variants = [
+        base.clone(),
+        Recipe { ema: Some(0.9), accumulate: 2, cutmix: 1.0, clip: Some(0.3), ..base.clone() },
+        Recipe { optimiser: Optimiser::Sgd, balanced: true, schedule: Shape::OneCycle, ..base.clone() },
+        Recipe { optimiser: Optimiser::Lamb, freeze: vec!["conv1".into()], lr_scale: [("head".to_owned(), 2.0)].into(), ..base },
+    ];
+    for recipe in variants {
+        let case = Case::new(recipe);
+        let [never, killed] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+        let (whole, steps, _) = case.train(never.path(), 1, 0);
+        assert_eq!(steps, 14);
+        assert!(case.train(killed.path(), 2, 11).0.is_none());
+        let (resumed, steps, notes) = case.train(killed.path(), 1, 0);
+        assert_eq!(notes, ["goes on after step 8 of 14, from its checkpoint"]);
+        assert_eq!((resumed, steps), (whole, 6), "{:?}", case.recipe);
+    }
+}
+
+#[test]
+fn a_checkpoint_that_is_damaged_or_of_another_training_is_not_used() {
+    let case = Case::new(Recipe { batch: 16, ..recipe(6) });
+    let folder = tempfile::tempdir().unwrap();
+    let (whole, _, _) = case.train(&folder.path().join("never"), 1, 0);
+    let path = folder.path().join("training");
+    assert!(case.train(folder.path(), 1, 5).0.is_none());
+    let good = std::fs::read(&path).unwrap();
+    let mut flipped = good.clone();
+    flipped[good.len() / 2] ^= 1;
+    let other = Case::new(Recipe { lr: 1e-3, ..case.recipe.clone() });
+    assert!(other.train(&folder.path().join("other"), 1, 5).0.is_none());
+    let other = std::fs::read(folder.path().join("other/training")).unwrap();
+    let damages: [(&str, &[u8]); 5] =
+        [("damaged", &good[..good.len() - 1]), ("damaged", &[]), ("damaged", b"x"), ("damaged", &flipped), ("another training", &other)];
+    for (word, bytes) in damages {
+        std::fs::write(&path, bytes).unwrap();
+        let (anew, steps, notes) = case.train(folder.path(), 1, 0);
+        assert!(notes.len() == 1 && notes[0].starts_with("warning: a checkpoint is not used, training begins anew"), "{notes:?}");
+        assert!(notes[0].contains(word) && notes[0].contains("training:"), "{notes:?}");
+        assert_eq!((anew, steps), (whole, 6));
+    }
+    // Of another architecture.
+    std::fs::write(&path, &good).unwrap();
+    let mut model = Model::new(Config::for_images(Arch::SmallCnn, 16, &case.set).unwrap(), 3).unwrap();
+    let checkpoints = Checkpoints::new(folder.path(), Every::Steps(0));
+    let sources = [Source { set: &case.set, share: 1.0 }];
+    let training = Training { checkpoints: Some(&checkpoints), ..Training::new(&sources, &case.recipe, 7) };
+    let mut notes = Vec::new();
+    let log = training
+        .run(&mut model, |said| {
+            if let Said::Note(note) = said {
+                notes.push(note)
+            }
+        })
+        .unwrap();
+    assert!(notes[0].contains("another model") && log.steps.len() == 6, "{notes:?}");
+    // A folder that cannot be written costs no training.
+    std::fs::write(folder.path().join("file"), "").unwrap();
+    let (anew, _, notes) = case.train(&folder.path().join("file"), 1, 0);
+    assert!(anew == whole && notes.iter().any(|note| note.contains("no checkpoint was written after step 4")), "{notes:?}");
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use candle_core::backprop::GradStore;
 
-use super::{in_place, of_all};
+use super::{Memory, Optimiser, Trained, all_of, in_place, lent, of_all, owned};
 use crate::error::Result;
 use crate::nn::params::Params;
 use crate::nn::storage::with;
@@ -42,10 +42,16 @@ impl Lamb {
     /// # Errors
     /// If one of them has no gradient: it was cut on the way, or it should not be trained.
     pub fn step(&mut self, params: &Params, grads: &GradStore, lr: f64, trains: impl Fn(&str) -> bool) -> Result<()> {
+        self.step_scaled(params, grads, lr, &all_of(trains))
+    }
+}
+
+impl Optimiser for Lamb {
+    fn step_scaled(&mut self, params: &Params, grads: &GradStore, lr: f64, scale: &dyn Fn(&str) -> f64) -> Result<()> {
         self.step += 1;
         let (b1, b2, eps) = (self.beta1, self.beta2, self.eps);
         let (c1, c2) = (1.0 / (1.0 - b1.powi(self.step)), 1.0 / (1.0 - b2.powi(self.step)));
-        for (name, var, grad) in of_all(params, grads, trains)? {
+        for Trained { name, var, grad, scale } in of_all(params, grads, scale)? {
             let adapts = var.dims().len() > 1;
             let decay = if adapts { self.weight_decay } else { 0.0 };
             let n = var.elem_count();
@@ -57,9 +63,18 @@ impl Lamb {
             })?;
             let lengths = (with(var, |w| Ok(norm(w)))?, norm(r));
             let trust = if adapts && lengths.0 > 0.0 && lengths.1 > 0.0 { lengths.0 / lengths.1 } else { 1.0 };
-            let step = (lr * trust) as f32;
+            let step = (lr * scale * trust) as f32;
             in_place("lamb", var, grad, [r], |w, _, [r]| *w -= step * *r)?;
         }
+        Ok(())
+    }
+
+    fn memory(&self) -> Memory<&[f32]> {
+        lent(self.step, &self.state)
+    }
+
+    fn remember(&mut self, memory: Memory<Vec<f32>>, params: &Params) -> Result<()> {
+        (self.step, self.state) = owned(memory, params)?;
         Ok(())
     }
 }

@@ -20,6 +20,51 @@ use crate::nn::storage::{slice, with};
 pub use lamb::Lamb;
 pub use sgd::Sgd;
 
+/// What an optimiser remembers of the steps so far.
+#[derive(Debug, Default)]
+pub struct Memory<T> {
+    /// Steps so far.
+    pub steps: i32,
+    /// One or more values for every value of a tensor, by the tensor's name.
+    pub values: BTreeMap<String, Vec<T>>,
+}
+
+/// Something that moves weights along their gradients.
+pub trait Optimiser: Send {
+    /// One step on all tensors of `params` whose `scale` is above 0, each at `lr` times its scale.
+    ///
+    /// # Errors
+    /// If one of them has no gradient: it was cut on the way, or it should not be trained.
+    fn step_scaled(&mut self, params: &Params, grads: &GradStore, lr: f64, scale: &dyn Fn(&str) -> f64) -> Result<()>;
+
+    /// All that it remembers: with the weights enough to go on as if it had never stopped.
+    fn memory(&self) -> Memory<&[f32]>;
+
+    /// Goes on from what another one remembered.
+    ///
+    /// # Errors
+    /// If that is not the memory of such an optimiser for these tensors.
+    fn remember(&mut self, memory: Memory<Vec<f32>>, params: &Params) -> Result<()>;
+}
+
+fn lent<const N: usize>(steps: i32, state: &BTreeMap<String, [Vec<f32>; N]>) -> Memory<&[f32]> {
+    let values = state.iter().map(|(name, values)| (name.clone(), values.iter().map(Vec::as_slice).collect()));
+    Memory { steps, values: values.collect() }
+}
+
+/// `N` values for every value of a tensor, by the tensor's name.
+type Values<const N: usize> = BTreeMap<String, [Vec<f32>; N]>;
+
+fn owned<const N: usize>(memory: Memory<Vec<f32>>, params: &Params) -> Result<(i32, Values<N>)> {
+    let state = memory.values.into_iter().map(|(name, values)| {
+        let count = params.var(&name)?.elem_count();
+        let fits = values.iter().all(|values| values.len() == count);
+        let values = <[Vec<f32>; N]>::try_from(values).ok().filter(|_| fits);
+        Ok((name.clone(), values.ok_or_else(|| Error::argument(format!("the optimiser's memory does not fit `{name}`")))?))
+    });
+    Ok((memory.steps, state.collect::<Result<_>>()?))
+}
+
 /// AdamW (Loshchilov and Hutter 2019): Adam with the decay of weights apart from the gradient.
 #[derive(Debug, Clone)]
 pub struct AdamW {
@@ -46,11 +91,17 @@ impl AdamW {
     /// # Errors
     /// If one of them has no gradient: it was cut on the way, or it should not be trained.
     pub fn step(&mut self, params: &Params, grads: &GradStore, lr: f64, trains: impl Fn(&str) -> bool) -> Result<()> {
+        self.step_scaled(params, grads, lr, &all_of(trains))
+    }
+}
+
+impl Optimiser for AdamW {
+    fn step_scaled(&mut self, params: &Params, grads: &GradStore, lr: f64, scale: &dyn Fn(&str) -> f64) -> Result<()> {
         self.step += 1;
-        let (b1, b2, eps, lr) = (self.beta1, self.beta2, self.eps, lr as f32);
+        let (b1, b2, eps) = (self.beta1, self.beta2, self.eps);
         let (c1, c2) = (1.0 / (1.0 - b1.powi(self.step)), 1.0 / (1.0 - b2.powi(self.step)));
-        for (name, var, grad) in of_all(params, grads, trains)? {
-            let n = var.elem_count();
+        for Trained { name, var, grad, scale } in of_all(params, grads, scale)? {
+            let (n, lr) = (var.elem_count(), (lr * scale) as f32);
             let [mean, square] = self.state.entry(name.clone()).or_insert_with(|| [vec![0.0; n], vec![0.0; n]]);
             let decay = if var.dims().len() > 1 { lr * self.weight_decay } else { 0.0 };
             in_place("adamw", var, grad, [mean, square], |w, g, [m, v]| {
@@ -61,17 +112,36 @@ impl AdamW {
         }
         Ok(())
     }
+
+    fn memory(&self) -> Memory<&[f32]> {
+        lent(self.step, &self.state)
+    }
+
+    fn remember(&mut self, memory: Memory<Vec<f32>>, params: &Params) -> Result<()> {
+        (self.step, self.state) = owned(memory, params)?;
+        Ok(())
+    }
 }
 
-/// A tensor with its name and its gradient.
-type Trained<'a> = (&'a String, &'a Var, &'a Tensor);
+/// The scale 1 for the tensors that `trains` lets through.
+fn all_of(trains: impl Fn(&str) -> bool) -> impl Fn(&str) -> f64 {
+    move |name| if trains(name) { 1.0 } else { 0.0 }
+}
 
-/// Every tensor of `params` that `trains` lets through; running statistics are none of them.
-fn of_all<'a>(params: &'a Params, grads: &'a GradStore, trains: impl Fn(&str) -> bool) -> Result<Vec<Trained<'a>>> {
-    let wanted = params.trainable().filter(|(name, _)| trains(name));
+/// A tensor with its name, its gradient and its share of the learning rate.
+struct Trained<'a> {
+    name: &'a String,
+    var: &'a Var,
+    grad: &'a Tensor,
+    scale: f64,
+}
+
+/// Every tensor of `params` whose `scale` is above 0; running statistics are none of them.
+fn of_all<'a>(params: &'a Params, grads: &'a GradStore, scale: &dyn Fn(&str) -> f64) -> Result<Vec<Trained<'a>>> {
+    let wanted = params.trainable().map(|(name, var)| (name, var, scale(name))).filter(|(.., scale)| *scale > 0.0);
     wanted
-        .map(|(name, var)| match grads.get(var) {
-            Some(grad) => Ok((name, var, grad)),
+        .map(|(name, var, scale)| match grads.get(var) {
+            Some(grad) => Ok(Trained { name, var, grad, scale }),
             None => Err(Error::argument(format!("`{name}` has no gradient: the loss does not depend on it"))),
         })
         .collect()

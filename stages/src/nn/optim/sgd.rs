@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use candle_core::backprop::GradStore;
 
-use super::{in_place, of_all};
+use super::{Memory, Optimiser, Trained, all_of, in_place, lent, of_all, owned};
 use crate::error::Result;
 use crate::nn::params::Params;
 
@@ -18,7 +18,7 @@ pub struct Sgd {
     pub nesterov: bool,
     /// Share of the weights that is added to the gradient; only of tensors with two or more dimensions.
     pub weight_decay: f32,
-    state: BTreeMap<String, Vec<f32>>,
+    state: BTreeMap<String, [Vec<f32>; 1]>,
 }
 
 impl Sgd {
@@ -32,16 +32,32 @@ impl Sgd {
     /// # Errors
     /// If one of them has no gradient: it was cut on the way, or it should not be trained.
     pub fn step(&mut self, params: &Params, grads: &GradStore, lr: f64, trains: impl Fn(&str) -> bool) -> Result<()> {
-        let (momentum, lr, nesterov) = (self.momentum, lr as f32, self.nesterov);
-        for (name, var, grad) in of_all(params, grads, trains)? {
+        self.step_scaled(params, grads, lr, &all_of(trains))
+    }
+}
+
+impl Optimiser for Sgd {
+    fn step_scaled(&mut self, params: &Params, grads: &GradStore, lr: f64, scale: &dyn Fn(&str) -> f64) -> Result<()> {
+        let (momentum, nesterov) = (self.momentum, self.nesterov);
+        for Trained { name, var, grad, scale } in of_all(params, grads, scale)? {
+            let lr = (lr * scale) as f32;
             let decay = if var.dims().len() > 1 { self.weight_decay } else { 0.0 };
-            let state = self.state.entry(name.clone()).or_insert_with(|| vec![0.0; var.elem_count()]);
+            let [state] = self.state.entry(name.clone()).or_insert_with(|| [vec![0.0; var.elem_count()]]);
             in_place("sgd", var, grad, [state], |w, g, [m]| {
                 let g = g + decay * *w;
                 *m = momentum * *m + g;
                 *w -= lr * if nesterov { g + momentum * *m } else { *m };
             })?;
         }
+        Ok(())
+    }
+
+    fn memory(&self) -> Memory<&[f32]> {
+        lent(0, &self.state)
+    }
+
+    fn remember(&mut self, memory: Memory<Vec<f32>>, params: &Params) -> Result<()> {
+        self.state = owned(memory, params)?.1;
         Ok(())
     }
 }
