@@ -12,6 +12,7 @@ pub mod generator_pretrain;
 pub mod metrics;
 pub mod model;
 pub mod nn;
+pub mod pickle;
 pub mod prompting;
 pub mod real_adaptation;
 pub mod rng;

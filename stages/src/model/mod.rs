@@ -2,6 +2,7 @@
 
 mod layer;
 mod pytorch;
+pub mod weights;
 mod zoo;
 
 use std::cell::RefCell;
