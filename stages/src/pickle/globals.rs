@@ -133,7 +133,12 @@ fn checked(heap: &Heap<'_>, view: TensorView) -> Result<TensorView, String> {
     let Some(Node::Storage { count, key, .. }) = heap.node(Value::Node(view.storage)) else {
         return Err("a tensor without a storage".into());
     };
-    let wrong = || format!("a tensor of {:?} with strides {:?} from {} on is not within its storage {key} of {count}", view.shape, view.strides, view.offset);
+    let wrong = || {
+        format!(
+            "a tensor of {:?} with strides {:?} from {} on is not within its storage {key} of {count}",
+            view.shape, view.strides, view.offset
+        )
+    };
     if view.shape.len() != view.strides.len() {
         return Err(wrong());
     }
@@ -174,7 +179,8 @@ pub(super) fn build(heap: &mut Heap<'_>, object: Value, state: Value) -> Result<
 /// An array from its state `(version, shape, type, is Fortran, bytes)`.
 fn array<'a>(heap: &Heap<'a>, state: Value) -> Option<Result<Array<'a>, String>> {
     let [_, shape, kind, Value::Bool(fortran), bytes] = heap.list(state)? else { return None };
-    let (shape, Node::Type { number, big_endian }, Node::Bytes(bytes)) = (heap.sizes(*shape)?, heap.node(*kind)?, heap.node(*bytes)?) else {
+    let (shape, Node::Type { number, big_endian }, Node::Bytes(bytes)) = (heap.sizes(*shape)?, heap.node(*kind)?, heap.node(*bytes)?)
+    else {
         return None;
     };
     let want = shape.iter().try_fold(number.size(), |product, n| product.checked_mul(*n));

@@ -21,7 +21,8 @@ pub struct Pickle<'a> {
 /// # Errors
 /// If the bytes end early, or name an opcode or a global that is not known.
 pub fn read(bytes: &[u8]) -> Result<Pickle<'_>, PickleError> {
-    let mut machine = Machine { bytes, at: 0, heap: Heap::for_bytes(bytes.len()), stack: Vec::new(), marks: Vec::new(), memo: BTreeMap::new() };
+    let mut machine =
+        Machine { bytes, at: 0, heap: Heap::for_bytes(bytes.len()), stack: Vec::new(), marks: Vec::new(), memo: BTreeMap::new() };
     loop {
         let start = machine.at;
         match machine.step() {
