@@ -11,6 +11,7 @@ pub mod generator;
 pub mod generator_pretrain;
 pub mod metrics;
 pub mod model;
+pub mod model_import;
 pub mod nn;
 pub mod pickle;
 pub mod prompting;
@@ -31,6 +32,7 @@ pub fn registry() -> Registry {
         .with::<evaluation::Evaluation>()
         .with::<generation::Generation>()
         .with::<generator_pretrain::GeneratorPretrain>()
+        .with::<model_import::ModelImport>()
         .with::<prompting::Prompting>()
         .with::<real_adaptation::RealAdaptation>()
         .with::<style_inversion::StyleInversion>()

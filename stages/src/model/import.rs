@@ -34,15 +34,18 @@ impl Import {
     pub fn read(&self, file: &File) -> Result<Model> {
         let names = match self.names {
             Some(names) if !Names::of(self.arch).contains(&names) => {
-                return Err(Error::argument(format!("{:?} is not known under names of {names:?}", self.arch)));
+                return Err(Error::argument(format!("{} is not known under the names of {}", self.arch.name(), names.name())));
             }
             Some(names) => names,
-            None => best(self.arch, self.size, file)?,
+            None => Names::detect(self.arch, self.size, file)?,
         };
         let count = classes_in(self.arch, names, self.size, file)?;
         let classes = self.classes.clone().unwrap_or_else(|| (0..count).map(|i| i.to_string()).collect());
         if classes.len() != count {
-            return Err(Error::data(file.path(), format!("its head has {count} classes, {} are named", classes.len())));
+            return Err(Error::data(
+                file.path(),
+                format!("its head has {count} classes, {} are named; `reinit_head: true` gives it a new head", classes.len()),
+            ));
         }
         let variant = self.variant.unwrap_or_else(|| names.variant(self.arch));
         let config = Config::new(self.arch, 0, self.size, 3, classes)?.varied(variant)?;
@@ -75,14 +78,17 @@ pub(super) fn read(config: Config, names: Names, file: &File) -> Result<Model> {
     Ok(Model::assembled(config, params))
 }
 
-/// The names that fit the most tensors of `file`.
-pub(super) fn best(arch: Arch, size: [usize; 2], file: &File) -> Result<Names> {
-    let specs = specs_of(arch, size, 1);
-    let hits = |names: &&Names| specs.iter().filter(|spec| found_name(spec, arch, **names, file).is_some()).count();
-    let known = Names::of(arch);
-    // Of equal ones the first: those are ours.
-    let best = known.iter().rev().max_by_key(hits);
-    best.copied().ok_or_else(|| Error::argument(format!("{arch:?} is trestle's own: no other program writes its weights")))
+impl Names {
+    /// The names that fit the most tensors of `file`; of equal ones the first, which are ours.
+    ///
+    /// # Errors
+    /// If nobody else writes weights of the architecture.
+    pub fn detect(arch: Arch, size: [usize; 2], file: &File) -> Result<Self> {
+        let specs = specs_of(arch, size, 1);
+        let hits = |names: &&Self| specs.iter().filter(|spec| found_name(spec, arch, **names, file).is_some()).count();
+        let best = Self::of(arch).iter().rev().max_by_key(hits);
+        best.copied().ok_or_else(|| Error::argument(format!("{} is trestle's own: no other program writes its weights", arch.name())))
+    }
 }
 
 fn specs_of(arch: Arch, size: [usize; 2], classes: usize) -> Vec<Spec> {
@@ -213,7 +219,7 @@ impl Model {
     /// As [`Import::read`].
     pub fn from_pytorch(config: Config, path: &Path) -> Result<Self> {
         let file = File::open(path, None)?;
-        let names = best(config.arch, [config.height, config.input_width], &file)?;
+        let names = Names::detect(config.arch, [config.height, config.input_width], &file)?;
         read(config, names, &file)
     }
 }

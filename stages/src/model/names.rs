@@ -30,6 +30,12 @@ pub enum Layout {
 }
 
 impl Names {
+    /// Its name in a pipeline.
+    pub fn name(self) -> String {
+        // A variant without fields is written as its name.
+        serde_json::to_value(self).ok().and_then(|name| name.as_str().map(str::to_owned)).unwrap_or_default()
+    }
+
     /// Whose names there are for an architecture; the first are those of the table in `docs/models.md` that are ours too.
     pub fn of(arch: Arch) -> &'static [Self] {
         use Arch::*;

@@ -17,6 +17,8 @@ pub enum Global {
     Size,
     /// `numpy.core.multiarray._reconstruct`: an array without its state.
     Reconstruct,
+    /// `numpy.core.numeric._frombuffer`, in protocol 5: `(bytes, type, shape, order)`.
+    FromBuffer,
     /// `numpy.core.multiarray.scalar`: `(type, bytes)`.
     Scalar,
     /// `numpy.ndarray`, as an argument.
@@ -81,6 +83,7 @@ impl Global {
             ("torch" | "torch.cuda" | "torch.storage", _) => storage(name),
             ("numpy.core.multiarray" | "numpy._core.multiarray", "_reconstruct") => Some(Self::Reconstruct),
             ("numpy.core.multiarray" | "numpy._core.multiarray", "scalar") => Some(Self::Scalar),
+            ("numpy.core.numeric" | "numpy._core.numeric", "_frombuffer") => Some(Self::FromBuffer),
             ("numpy", "ndarray") => Some(Self::NdArray),
             ("numpy", "dtype") => Some(Self::DType),
             ("_codecs", "encode") => Some(Self::Encode),
@@ -108,6 +111,10 @@ impl Global {
             }
             (Self::Parameter, [tensor, ..]) => return Ok(*tensor),
             (Self::Reconstruct, _) => Node::Array(None),
+            (Self::FromBuffer, [bytes, kind, shape, order]) => {
+                let fortran = Value::Bool(heap.text(*order) == Some("F"));
+                Node::Array(Some(array(heap, &[Value::None, *shape, *kind, fortran, *bytes]).ok_or_else(wrong)??))
+            }
             (Self::Scalar, [kind, _]) if matches!(heap.node(*kind), Some(Node::Type { .. })) => return Ok(Value::None),
             (Self::DType, [name, ..]) => array_type(heap.text(*name).ok_or_else(wrong)?)?,
             (Self::Encode, [text, ..]) => {
@@ -166,7 +173,9 @@ pub(super) fn build(heap: &mut Heap<'_>, object: Value, state: Value) -> Result<
             let order = heap.list(state).and_then(|state| state.get(1)).and_then(|order| heap.text(*order));
             Node::Type { number: *number, big_endian: order == Some(">") }
         }
-        Some(Node::Array(_)) => Node::Array(Some(array(heap, state).ok_or("an array whose state is not NumPy's")??)),
+        Some(Node::Array(_)) => {
+            Node::Array(Some(heap.list(state).and_then(|state| array(heap, state)).ok_or("an array whose state is not NumPy's")??))
+        }
         Some(Node::Dict(_)) => return Ok(()),
         _ => return Err("a state is set of what has none".into()),
     };
@@ -177,8 +186,8 @@ pub(super) fn build(heap: &mut Heap<'_>, object: Value, state: Value) -> Result<
 }
 
 /// An array from its state `(version, shape, type, is Fortran, bytes)`.
-fn array<'a>(heap: &Heap<'a>, state: Value) -> Option<Result<Array<'a>, String>> {
-    let [_, shape, kind, Value::Bool(fortran), bytes] = heap.list(state)? else { return None };
+fn array<'a>(heap: &Heap<'a>, state: &[Value]) -> Option<Result<Array<'a>, String>> {
+    let [_, shape, kind, Value::Bool(fortran), bytes] = state else { return None };
     let (shape, Node::Type { number, big_endian }, Node::Bytes(bytes)) = (heap.sizes(*shape)?, heap.node(*kind)?, heap.node(*bytes)?)
     else {
         return None;
