@@ -9,6 +9,7 @@ pub mod formats;
 pub mod generation;
 pub mod generator;
 pub mod generator_pretrain;
+pub mod hub_file;
 pub mod metrics;
 pub mod model;
 pub mod model_import;
@@ -32,6 +33,7 @@ pub fn registry() -> Registry {
         .with::<evaluation::Evaluation>()
         .with::<generation::Generation>()
         .with::<generator_pretrain::GeneratorPretrain>()
+        .with::<hub_file::HubFile>()
         .with::<model_import::ModelImport>()
         .with::<prompting::Prompting>()
         .with::<real_adaptation::RealAdaptation>()

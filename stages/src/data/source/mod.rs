@@ -266,3 +266,6 @@ fn bytes(path: &Path) -> Result<Vec<u8>> {
 
 #[cfg(test)]
 mod tests;
+
+#[cfg(test)]
+mod stream_tests;
