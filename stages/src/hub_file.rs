@@ -99,7 +99,10 @@ impl Params {
             let cached = cache.repo(self.repo()).get(&self.file);
             return cached.ok_or_else(|| {
                 let place = settings.cache.display();
-                Error::argument(format!("`{}` of {} at {} is not in {place}, and HF_HUB_OFFLINE is set", self.file, self.repo, self.revision))
+                Error::argument(format!(
+                    "`{}` of {} at {} is not in {place}, and HF_HUB_OFFLINE is set",
+                    self.file, self.repo, self.revision
+                ))
             });
         }
         let fetched = || -> std::result::Result<PathBuf, ApiError> {
@@ -110,7 +113,12 @@ impl Params {
             // `download` and not `get`: what a branch was when it was last looked at is not what it is.
             builder.build()?.repo(self.repo()).download(&self.file)
         };
-        fetched().map_err(|e| Error::argument(format!("`{}` of {} at {}: {e}", self.file, self.repo, self.revision)))
+        let wrong = |e: String| Error::argument(format!("`{}` of {} at {}: {e}", self.file, self.repo, self.revision));
+        let found = fetched().map_err(|e| wrong(e.to_string()))?;
+        if is_hex(&self.revision, 40) && !commit.is_file() {
+            return Err(wrong("the hub gave a file of another commit".into()));
+        }
+        Ok(found)
     }
 }
 

@@ -8,8 +8,10 @@ use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use trestle_engine::stage::{Context, Input, Kind, Silent};
+use trestle_stages::data::ImageSet;
 use trestle_stages::model::{Arch, Config, FILE, Model};
 use trestle_stages::model_import::ModelImport;
+use trestle_stages::real_adaptation::RealAdaptation;
 
 /// The tensors of a random model under PyTorch's shapes.
 fn tensors(arch: Arch, side: usize, classes: usize) -> Vec<(String, Vec<usize>, Vec<f32>)> {
@@ -29,7 +31,8 @@ fn tensors(arch: Arch, side: usize, classes: usize) -> Vec<(String, Vec<usize>, 
 
 fn save(path: &Path, tensors: &[(String, Vec<usize>, Vec<f32>)]) {
     let bytes: Vec<Vec<u8>> = tensors.iter().map(|(_, _, values)| values.iter().flat_map(|v| v.to_le_bytes()).collect()).collect();
-    let views = tensors.iter().zip(&bytes).map(|((name, shape, _), data)| (name, TensorView::new(Dtype::F32, shape.clone(), data).unwrap()));
+    let views =
+        tensors.iter().zip(&bytes).map(|((name, shape, _), data)| (name, TensorView::new(Dtype::F32, shape.clone(), data).unwrap()));
     std::fs::write(path, safetensors::serialize(views, None).unwrap()).unwrap();
 }
 
@@ -96,7 +99,11 @@ fn weights_that_lie_are_found() {
     check(&shape, with(), &["tensor `bn1.bias` has the shape [2, 32], the architecture wants [64]"]);
     // Other architectures, known by their tensors.
     check(&good, json!({"arch": "resnet-34-32px"}), &["are missing", "its tensors are those of `resnet-18-32px`"]);
-    check(&good, json!({"arch": "resnet-18"}), &["conv1.weight", "has the shape [64, 3, 3, 3], the architecture wants [64, 3, 7, 7]", "`resnet-18-32px`"]);
+    check(
+        &good,
+        json!({"arch": "resnet-18"}),
+        &["conv1.weight", "has the shape [64, 3, 3, 3], the architecture wants [64, 3, 7, 7]", "`resnet-18-32px`"],
+    );
     check(&tensors(Arch::SqueezeNet, 224, 3), json!({"arch": "mobilenet-v3-small"}), &["its tensors are those of `squeezenet-1.1`"]);
 }
 
@@ -113,4 +120,26 @@ fn params_without_sense() {
         let complaints = kind.check(&with).unwrap_err();
         assert_eq!(complaints.iter().map(|c| c.path.as_str()).collect::<Vec<_>>(), [path], "{complaints:?}");
     }
+}
+
+#[test]
+fn training_starts_from_what_was_imported() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("w.safetensors");
+    save(&path, &tensors(Arch::SqueezeNet, 32, 7));
+    let (out, imported) = run(&path, &json!({"arch": "squeezenet-1.1", "size": 32})).unwrap();
+    let images = (0..4 * 32 * 32 * 3).map(|i| (i * 7 % 256) as u8).collect();
+    let set = ImageSet::new(images, vec![0, 1, 0, 1], (32, 32, 3), vec!["a".into(), "b".into()], "test").unwrap();
+    set.write(&dir.path().join("data")).unwrap();
+    let input = |path: &Path| vec![Input { path: path.to_path_buf(), labels: BTreeMap::new() }];
+    let inputs = [("data".to_owned(), input(&dir.path().join("data"))), ("model".to_owned(), input(&out.path().join("model")))].into();
+    let outputs = ["model", "metrics"].map(|name| (name.to_owned(), dir.path().join(name))).into();
+    let kind = Kind::of::<RealAdaptation>();
+    let frozen: Vec<String> = imported.config.units.iter().filter(|unit| *unit != "head").cloned().collect();
+    let params = kind.check(&json!({"reinit_head": true, "steps": 2, "batch": 4, "freeze": frozen})).unwrap().params;
+    kind.run(&params, &mut Context::new(inputs, outputs, 1, &mut Silent)).unwrap();
+    let adapted = Model::read(&dir.path().join("model")).unwrap();
+    assert_eq!((adapted.config.variant, &adapted.config.classes[..]), (imported.config.variant, &["a".to_owned(), "b".to_owned()][..]));
+    let values = |model: &Model, name: &str| model.params.values(name).unwrap();
+    assert_eq!(values(&adapted, "features.0.weight"), values(&imported, "features.0.weight"));
 }

@@ -23,7 +23,10 @@ fn server(body: &'static [u8]) -> (String, Arc<AtomicUsize>) {
             let mut stream = stream.unwrap();
             let mut lines = BufReader::new(stream.try_clone().unwrap()).lines().map_while(Result::ok);
             let first = lines.next().unwrap_or_default();
-            let range = lines.take_while(|line| !line.is_empty()).filter_map(|line| line.to_lowercase().strip_prefix("range: bytes=").map(str::to_owned)).last();
+            let range = lines
+                .take_while(|line| !line.is_empty())
+                .filter_map(|line| line.to_lowercase().strip_prefix("range: bytes=").map(str::to_owned))
+                .last();
             count.fetch_add(1, Ordering::SeqCst);
             let found = [COMMIT, "main"].iter().any(|revision| first.contains(&format!("/owner/name/resolve/{revision}/w.bin ")));
             let (status, part) = match (found, range) {

@@ -21,7 +21,9 @@ fn dataset(source: &str, with: &str) -> Project {
 
 #[test]
 fn pictures() {
-    for (name, words) in [("cut.jpg", "its end is missing"), ("cut.png", "no readable PNG"), ("cmyk.jpg", "CMYK"), ("transparent.png", "background")] {
+    for (name, words) in
+        [("cut.jpg", "its end is missing"), ("cut.png", "no readable PNG"), ("cmyk.jpg", "CMYK"), ("transparent.png", "background")]
+    {
         let project = dataset("set", "size: 4");
         std::fs::create_dir_all(project.path().join("set/a")).unwrap();
         std::fs::copy(fixture("data/rgb.png"), project.path().join("set/a/0.png")).unwrap();
@@ -35,7 +37,7 @@ fn shards_and_tables() {
     for (name, words) in [("shard-000000.tar", "it is cut"), ("train-00000-of-00001.parquet", "arquet")] {
         let project = dataset(name, "");
         let bytes = std::fs::read(fixture("data").join(name)).unwrap();
-        std::fs::write(project.path().join(name), &bytes[..if name.ends_with("tar") { 512 * 5 + 30 } else { bytes.len() - 9 }]).unwrap();
+        std::fs::write(project.path().join(name), &bytes[..if name.ends_with("tar") { 512 * 6 } else { bytes.len() - 9 }]).unwrap();
         fails(&project, &[name, words]);
     }
 }
@@ -56,7 +58,9 @@ fn weights() {
         ("module.pth", "`torch.nn.modules.linear.Linear`"),
         ("zip.pth", "the tensor `fc.weight` of the head is missing"),
     ] {
-        let project = Project::new(&format!("stages:\n  model: {{ uses: model-import, in: {{ weights: ./{name} }}, with: {{ arch: resnet-18 }} }}\n"));
+        let project = Project::new(&format!(
+            "stages:\n  model: {{ uses: model-import, in: {{ weights: ./{name} }}, with: {{ arch: resnet-18 }} }}\n"
+        ));
         std::fs::copy(fixture("weights").join(name), project.path().join(name)).unwrap();
         fails(&project, &[name, words]);
     }

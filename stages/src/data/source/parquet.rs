@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use ::parquet::basic::Type;
 use ::parquet::column::reader::{ColumnReader, ColumnReaderImpl};
 use ::parquet::data_type::{ByteArray, ByteArrayType, DataType};
+use ::parquet::file::metadata::ColumnChunkMetaData;
 use ::parquet::file::reader::{FileReader, SerializedFileReader};
 
 use super::Options;
@@ -31,6 +32,28 @@ pub(super) struct Tables {
     open: Option<(ColumnReaderImpl<ByteArrayType>, usize, usize)>,
 }
 
+/// What `work` gives; the crate asserts things about damaged files that are not so, and a panic of its is an error of the file.
+fn guarded<T>(work: impl FnOnce() -> Result<T>, path: &Path) -> Result<T> {
+    // What was being read is not used any more after an error.
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).unwrap_or_else(|_| Err(Error::data(path, "the Parquet file is damaged")))
+}
+
+/// Complains about places that no file has.
+fn check_places(reader: &SerializedFileReader<File>) -> std::result::Result<(), String> {
+    for (group, rows) in reader.metadata().row_groups().iter().enumerate() {
+        let sound = |column: &ColumnChunkMetaData| {
+            column.data_page_offset() >= 0
+                && column.compressed_size() >= 0
+                && column.uncompressed_size() >= 0
+                && column.dictionary_page_offset().is_none_or(|at| at >= 0)
+        };
+        if rows.num_rows() < 0 || !rows.columns().iter().all(sound) {
+            return Err(format!("row group {group} lies at a place that no file has: the Parquet file is damaged"));
+        }
+    }
+    Ok(())
+}
+
 /// Rows of labels that are read at a time.
 const ROWS: usize = 1 << 14;
 
@@ -44,7 +67,8 @@ impl Tables {
         let mut tables = Self { shards: Vec::new(), labels: Vec::new(), classes: Vec::new(), at: (0, 0), open: None };
         let (mut words, mut known) = (Vec::new(), None);
         for name in names {
-            let (shard, names) = tables.shard(name, options, &mut words)?;
+            let place = name.clone();
+            let (shard, names) = guarded(|| tables.shard(name, options, &mut words), &place)?;
             known = known.or(names);
             tables.shards.push(shard);
         }
@@ -61,6 +85,7 @@ impl Tables {
         let file = File::open(&path).map_err(Error::io(&path))?;
         let wrong = |e: String| Error::data(&path, e);
         let reader = SerializedFileReader::new(file).map_err(|e| wrong(e.to_string()))?;
+        check_places(&reader).map_err(wrong)?;
         let label = options.label_key.as_deref().unwrap_or("label");
         let column = options.image_key.as_deref().unwrap_or("image");
         let find = |names: &[String]| {
@@ -157,6 +182,14 @@ impl Samples for Tables {
     }
 
     fn next(&mut self, count: usize) -> Result<Vec<Encoded>> {
+        let path = self.shards.get(self.at.0).map(|shard| shard.path.clone()).unwrap_or_default();
+        guarded(|| self.advance(count), &path)
+    }
+}
+
+impl Tables {
+    /// The next `count` images.
+    fn advance(&mut self, count: usize) -> Result<Vec<Encoded>> {
         let mut out = Vec::new();
         while out.len() < count {
             let Some(shard) = self.shards.get(self.at.0) else { break };

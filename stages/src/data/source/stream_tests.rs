@@ -58,7 +58,10 @@ fn shards_and_parquet_hold_the_same_set() {
     let parquet = read(&fixture("train-00000-of-00001.parquet"), None, &Options::default()).unwrap();
     assert_eq!(shard.images, parquet.images);
     assert_eq!((&shard.labels[..], &parquet.labels[..]), (&[0, 1, 2, 0, 1, 2][..], &[0, 1, 2, 0, 1, 2][..]));
-    assert_eq!((&shard.meta.classes[..], &parquet.meta.classes[..]), (&["0", "1", "2"].map(String::from)[..], &["ant", "bee", "cat"].map(String::from)[..]));
+    assert_eq!(
+        (&shard.meta.classes[..], &parquet.meta.classes[..]),
+        (&["0", "1", "2"].map(String::from)[..], &["ant", "bee", "cat"].map(String::from)[..])
+    );
     assert_eq!([0, 3, 5].map(|i| shard.image(i)[..3].to_vec()), [vec![0, 255, 7], vec![60, 195, 7], vec![100, 155, 7]]);
     let json = Options { label_key: Some("json.kind".into()), ..Options::default() };
     let set = read(&fixture("shard-000000.tar"), None, &json).unwrap();
@@ -79,8 +82,12 @@ fn refused(name: &str, bytes: &[u8], options: &Options) -> String {
 fn damaged_shards_are_named() {
     let plain = Options::default();
     let tar = bytes_of("shard-000000.tar");
-    let cut = refused("x.tar", &tar[..512 * 5 + 30], &plain);
-    assert!(cut.contains("`set/0000.json`"), "{cut}");
+    assert!(refused("x.tar", &tar[..512 + 30], &plain).contains("it is cut: `set/0000.png` has"));
+    // Between two files, and within a header.
+    for length in [512 * 6, 512 * 6 + 100, 512 * 36] {
+        let message = refused("x.tar", &tar[..length], &plain);
+        assert!(message.contains("it is cut: behind `set/000") || message.contains("damaged behind `set/0000.json`"), "{message}");
+    }
     let mut flipped = tar.clone();
     flipped[512 * 2 + 3] ^= 1;
     assert!(refused("x.tar", &flipped, &plain).contains("damaged behind `set/0000.png`"));
@@ -108,7 +115,10 @@ fn damaged_tables_are_named() {
     let message = refused("x.parquet", &bytes_of("none.parquet"), &plain);
     assert!(message.contains("row group 1: among the rows 0 to 2 one has no image"), "{message}");
     let other = Options { image_key: Some("img".into()), ..Options::default() };
-    assert!(refused("x.parquet", &parquet, &other).contains("no column `img` of images (`image_key`); its columns are image.bytes, image.path, label"));
+    assert!(
+        refused("x.parquet", &parquet, &other)
+            .contains("no column `img` of images (`image_key`); its columns are image.bytes, image.path, label")
+    );
     let other = Options { label_key: Some("image.path".into()), ..Options::default() };
     let set = read(&fixture("train-00000-of-00001.parquet"), None, &other).unwrap();
     assert_eq!(set.meta.classes[5], "5.png");

@@ -15,6 +15,8 @@ use crate::error::{Error, Result};
 
 /// Extensions of images.
 const IMAGES: [&str; 3] = ["jpg", "jpeg", "png"];
+/// Bytes of a block of tar.
+const BLOCK: u64 = 512;
 /// Longest label that is read.
 const LABEL: u64 = 1 << 20;
 
@@ -69,7 +71,7 @@ impl Shards {
         let mut archive = Archive::new(BufReader::new(File::open(path).map_err(Error::io(path))?));
         let mut samples: BTreeMap<String, Sample> = BTreeMap::new();
         let mut order = Vec::new();
-        let mut last = String::from("its start");
+        let (mut last, mut end) = (String::from("its start"), 0);
         for entry in archive.entries_with_seek().map_err(Error::io(path))? {
             let entry = entry.map_err(|e| wrong(format!("damaged behind {last}: {e}")))?;
             let name =
@@ -79,6 +81,7 @@ impl Shards {
                 return Err(wrong(format!("it is cut: `{name}` has {size} bytes, {} are left", length.saturating_sub(start))));
             }
             last = format!("`{name}`");
+            end = (start + size).next_multiple_of(BLOCK);
             match entry.header().entry_type() {
                 EntryType::Regular | EntryType::Continuous => {}
                 EntryType::Directory | EntryType::XGlobalHeader => continue,
@@ -100,6 +103,11 @@ impl Shards {
                 file.read_exact_at(&mut bytes, start).map_err(Error::io(path))?;
                 sample.label = Some(label(&bytes, field).map_err(|e| wrong(format!("`{name}`: {e}")))?);
             }
+        }
+        // Without this a shard that was cut between two files would be a smaller one.
+        let mut zeros = [1; BLOCK as usize];
+        if file.read_exact_at(&mut zeros, end).is_err() || zeros.iter().any(|byte| *byte != 0) {
+            return Err(wrong(format!("it is cut: behind {last} there is no mark of its end (a block of zeros)")));
         }
         for key in order {
             let index = self.images.len();

@@ -101,6 +101,8 @@ impl File {
 
 fn entries(bytes: &[u8], entry: Option<&str>) -> Result<BTreeMap<String, Entry>, String> {
     match bytes {
+        // The length of a header of safetensors may begin with any byte.
+        _ if safe::begins(bytes) && entry.is_none() => safe::entries(bytes),
         [b'P', b'K', 3, 4, ..] => torch::archive(bytes, entry),
         // PROTO, or the first opcodes of protocol 0 and 1.
         [0x80, ..] | [b'(', ..] | [b'}', ..] | [b'c', ..] => torch::pickles(bytes, entry),

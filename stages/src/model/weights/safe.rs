@@ -7,6 +7,12 @@ use safetensors::{Dtype, SafeTensors};
 use super::{Entry, Place, contiguous};
 use crate::pickle::Number;
 
+/// Whether a file begins with the length of a header that it holds, and a header.
+pub(super) fn begins(bytes: &[u8]) -> bool {
+    let length = bytes.first_chunk::<8>().map(|length| u64::from_le_bytes(*length));
+    bytes.get(8) == Some(&b'{') && length.is_some_and(|length| length <= bytes.len() as u64 - 8)
+}
+
 /// The tensors of a file; those of types that no weight has are left out.
 pub(super) fn entries(bytes: &[u8]) -> Result<BTreeMap<String, Entry>, String> {
     let (header, _) = SafeTensors::read_metadata(bytes)
