@@ -87,7 +87,8 @@ fn part(set: &ImageSet, indices: &[usize], seed: u64) -> Result<ImageSet> {
 
 impl Stage for Dataset {
     const KIND: &'static str = "dataset";
-    const VERSION: u32 = 1;
+    // 2: pictures are turned as EXIF asks, and transparent ones need a background.
+    const VERSION: u32 = 2;
     const ABOUT: &'static str =
         "Labelled images from an image folder, WebDataset, Parquet, safetensors, IDX or CSV, split into train and test";
     type Params = Params;
