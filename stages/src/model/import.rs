@@ -99,8 +99,8 @@ fn specs_of(arch: Arch, size: [usize; 2], classes: usize) -> Vec<Spec> {
 /// Classes of the head in `file`.
 fn classes_in(arch: Arch, names: Names, size: [usize; 2], file: &File) -> Result<usize> {
     let units = arch.units(3, size, 8, 1, Variant::default());
-    let head = units.iter().filter(|unit| unit.name == HEAD).flat_map(|unit| &unit.layers).flat_map(super::Layer::specs);
-    let weight = head.filter(|spec| spec.name.ends_with("weight") && spec.shape.len() > 1).last();
+    let mut head = units.iter().filter(|unit| unit.name == HEAD).flat_map(|unit| &unit.layers).flat_map(super::Layer::specs);
+    let weight = head.rfind(|spec| spec.name.ends_with("weight") && spec.shape.len() > 1);
     let spec = weight.ok_or_else(|| Error::argument(format!("{arch:?} has no head")))?;
     let missing = || {
         let theirs = names.theirs(arch, &spec.name).join("` or `");

@@ -100,7 +100,7 @@ impl<'a> Machine<'a> {
         self.stack.last().copied().ok_or_else(|| "nothing is on the stack".into())
     }
 
-    fn to_mark(&mut self) -> Step<Vec<Value>> {
+    fn pop_to_mark(&mut self) -> Step<Vec<Value>> {
         let mark = self.marks.pop().ok_or("no mark is on the stack")?;
         Ok(self.stack.split_off(mark))
     }
@@ -197,7 +197,7 @@ impl<'a> Machine<'a> {
             // POP, POP_MARK, DUP
             b'0' if self.marks.last() == Some(&self.stack.len()) => drop(self.marks.pop()),
             b'0' => drop(self.pop()?),
-            b'1' => drop(self.to_mark()?),
+            b'1' => drop(self.pop_to_mark()?),
             b'2' => self.push(self.top()?)?,
             b'N' => self.push(Value::None)?,
             0x88 => self.push(Value::Bool(true))?,
@@ -301,10 +301,10 @@ impl<'a> Machine<'a> {
             b'}' => self.put(Node::Dict(Vec::new())),
             // APPEND, APPENDS and ADDITEMS
             b'a' => self.pop().and_then(|item| self.append(vec![item])),
-            b'e' | 0x90 => self.to_mark().and_then(|items| self.append(items)),
+            b'e' | 0x90 => self.pop_to_mark().and_then(|items| self.append(items)),
             // LIST, TUPLE, FROZENSET
             b'l' | b't' | 0x91 => {
-                let items = self.to_mark()?;
+                let items = self.pop_to_mark()?;
                 self.put(Node::List(items))
             }
             // TUPLE1 to TUPLE3
@@ -313,12 +313,12 @@ impl<'a> Machine<'a> {
                 self.put(Node::List(items))
             }
             b'd' => {
-                let items = self.to_mark()?;
+                let items = self.pop_to_mark()?;
                 self.put(Node::Dict(Vec::new()))?;
                 self.set(&items)
             }
             b's' => self.pop_n(2).and_then(|pair| self.set(&pair)),
-            b'u' => self.to_mark().and_then(|items| self.set(&items)),
+            b'u' => self.pop_to_mark().and_then(|items| self.set(&items)),
             _ => Err(format!("the instruction 0x{code:02x} is not one that files of weights have")),
         }
     }

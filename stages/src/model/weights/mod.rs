@@ -135,12 +135,15 @@ fn chosen(heap: &Heap<'_>, root: Value, entry: Option<&str>) -> Result<Value, St
 /// Levels of dictionaries and lists that are looked into.
 const DEPTH: usize = 16;
 
+/// Finds the bytes of a storage by its key, the type of its elements and their number.
+type Locate<'a> = dyn Fn(&str, Number, usize) -> Result<Range<usize>, String> + 'a;
+
 /// The tensors and arrays below `root`, by their path; `locate` finds the bytes of a storage.
 fn flattened(
     heap: &Heap<'_>,
     root: Value,
     array_place: &dyn Fn(&Array<'_>) -> Place,
-    locate: &dyn Fn(&str, Number, usize) -> Result<Range<usize>, String>,
+    locate: &Locate<'_>,
 ) -> Result<BTreeMap<String, Entry>, String> {
     let mut found = BTreeMap::new();
     let mut open = vec![(String::new(), root, 0)];
