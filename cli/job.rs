@@ -1,9 +1,11 @@
 //! `trestle job FILE`: one native stage in a process of its own.
 
-use std::path::Path;
+use std::env::var;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use trestle_engine::job::{Job, end_with_parent};
+use trestle_stages::hub_file::Settings;
 
 use crate::fail::Fail;
 
@@ -15,7 +17,22 @@ pub fn job(file: &Path) -> Result<ExitCode, Fail> {
         .num_threads(job.threads)
         .build_global()
         .map_err(|e| Fail::message(format!("cannot start {} threads: {e}", job.threads)))?;
+    trestle_stages::hub_file::configure(hub());
     let done =
         job.run(&trestle_stages::registry(), &mut std::io::stdout()).map_err(|e| Fail::message(format!("the engine went away: {e}")))?;
     Ok(if done { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// How Hugging Face is reached, by the variables of its own tools.
+fn hub() -> Settings {
+    let text = |name: &str| var(name).ok().filter(|text| !text.is_empty());
+    let home = || text("HF_HOME").map_or_else(|| PathBuf::from(text("HOME").unwrap_or_default()).join(".cache/huggingface"), PathBuf::from);
+    let token = || std::fs::read_to_string(home().join("token")).ok().map(|token| token.trim().to_owned());
+    let offline = text("HF_HUB_OFFLINE").is_some_and(|text| ["1", "true", "yes", "on"].contains(&text.to_lowercase().as_str()));
+    Settings {
+        cache: text("HF_HUB_CACHE").map_or_else(|| home().join("hub"), PathBuf::from),
+        endpoint: text("HF_ENDPOINT"),
+        token: text("HF_TOKEN").or_else(token),
+        offline,
+    }
 }

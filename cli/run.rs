@@ -25,6 +25,10 @@ const SETTLE_BYTES: u64 = 256 << 20;
 /// Variables of ours that stages get.
 const PASSED: [&str; 5] = ["PATH", "HOME", "USER", "LANG", "LC_ALL"];
 
+/// Variables that say how native stages reach Hugging Face: none of them can change what a stage gives. Commands do not get them.
+const HUB: [&str; 9] =
+    ["HF_HOME", "HF_HUB_CACHE", "HF_ENDPOINT", "HF_TOKEN", "HF_HUB_OFFLINE", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"];
+
 /// Runs the pipeline.
 pub fn run(args: &Run) -> Result<ExitCode, Fail> {
     let mut render: Box<dyn Render> = match args.format {
@@ -234,7 +238,9 @@ pub fn local(sandbox: Sandbox, options: &Options, cache: &Path) -> Result<Local,
     let program = std::env::current_exe().map_err(|e| Fail::message(format!("cannot find this program: {e}")))?;
     let closed = vec![options.root.clone(), cache.to_owned()];
     let rooms = cache.join("tmp");
-    Ok(Local::new(vec![program.into_os_string()], options.env.clone(), GRACE, sandbox, closed, rooms))
+    let mut env = options.env.clone();
+    env.extend(HUB.iter().filter_map(|name| Some(((*name).to_owned(), std::env::var(name).ok()?))));
+    Ok(Local::new(vec![program.into_os_string()], env, GRACE, sandbox, closed, rooms))
 }
 
 /// The first Ctrl-C (or SIGTERM) asks for the end; the second ends everything now.

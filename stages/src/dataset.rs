@@ -4,9 +4,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use trestle_engine::stage::{Arity, Context, Format, InPort, OutPort, ParamError, Stage, StageError};
 
-use crate::data::source::{self, Column, Options, SourceFormat};
-use crate::data::split::{Share, limit, split};
-use crate::data::{Filter, ImageSet};
+use crate::data::source::{self, Column, Opened, Options, Part, SourceFormat};
+use crate::data::split::{Share, limit, split_labels};
+use crate::data::{Classes, Filter, ImageSet};
 use crate::error::Result;
 use crate::formats::{CLASSES, IMAGE_SET};
 
@@ -35,6 +35,12 @@ pub struct Params {
     pub header: bool,
     /// CSV: height and width of images that are not square.
     pub shape: Option<[usize; 2]>,
+    /// Parquet: the column of images, without `image`; WebDataset: the extension of images, without jpg, jpeg and png.
+    pub image_key: Option<String>,
+    /// Parquet: the column of labels, without `label`; WebDataset: the extension of labels, without `cls`, or `json.FIELD`.
+    pub label_key: Option<String>,
+    /// Colour (red, green, blue) behind transparent images, such as `[255, 255, 255]`; without, transparent ones are refused.
+    pub background: Option<[u8; 3]>,
     /// Images of each class that go into `train`; the rest goes into `test`. Without `shots` and `test_fraction`, all go into `train`.
     pub shots: Option<usize>,
     /// Fraction of each class that goes into `test`, instead of `shots`.
@@ -65,6 +71,9 @@ impl Params {
             label_column: self.label_column.clone(),
             header: self.header,
             shape: self.shape,
+            image_key: self.image_key.clone(),
+            label_key: self.label_key.clone(),
+            background: self.background,
         }
     }
 }
@@ -78,8 +87,10 @@ fn part(set: &ImageSet, indices: &[usize], seed: u64) -> Result<ImageSet> {
 
 impl Stage for Dataset {
     const KIND: &'static str = "dataset";
-    const VERSION: u32 = 1;
-    const ABOUT: &'static str = "Labelled images from safetensors, IDX, CSV or an image folder, split into train and test";
+    // 2: pictures are turned as EXIF asks, and transparent ones need a background.
+    const VERSION: u32 = 2;
+    const ABOUT: &'static str =
+        "Labelled images from an image folder, WebDataset, Parquet, safetensors, IDX or CSV, split into train and test";
     type Params = Params;
 
     fn inputs() -> Vec<InPort> {
@@ -128,14 +139,30 @@ impl Stage for Dataset {
     }
 
     fn run(params: &Params, cx: &mut Context<'_>) -> Result<(), StageError> {
-        let set = source::read(cx.input("source")?, cx.optional("labels"), &params.options())?;
-        let mut parts = split(&set, params.share(), params.seed)?;
+        let (path, options) = (cx.input("source")?.to_path_buf(), params.options());
+        let opened = source::open(&path, cx.optional("labels"), &options)?;
+        let (labels, names) = match &opened {
+            Opened::Set(set) => (set.labels.as_slice(), set.meta.classes.as_slice()),
+            Opened::Samples(samples) => (samples.labels(), samples.classes()),
+        };
+        let mut parts = split_labels(labels, names, params.share(), params.seed)?;
         if let Some(count) = params.limit_test {
             parts.test = limit(&parts.test, count, params.seed);
         }
-        part(&set, &parts.train, params.seed)?.write(cx.output("train")?)?;
-        part(&set, &parts.test, params.seed)?.write(cx.output("test")?)?;
-        set.classes().write(cx.output("classes")?)?;
+        Classes::new(names.to_vec()).write(cx.output("classes")?)?;
+        match opened {
+            Opened::Set(set) => {
+                part(&set, &parts.train, params.seed)?.write(cx.output("train")?)?;
+                part(&set, &parts.test, params.seed)?.write(cx.output("test")?)?;
+            }
+            Opened::Samples(mut samples) => {
+                let part = |name: &str, indices: &[usize]| {
+                    Ok::<_, StageError>(Part { dir: cx.output(name)?.to_path_buf(), indices: indices.to_vec(), seed: Some(params.seed) })
+                };
+                let parts = [part("train", &parts.train)?, part("test", &parts.test)?];
+                source::write(samples.as_mut(), &path, &parts, &options)?;
+            }
+        }
         cx.metric("train", parts.train.len() as f64);
         cx.metric("test", parts.test.len() as f64);
         Ok(())
@@ -215,7 +242,7 @@ mod tests {
             (json!({"shape": [0, 4]}), "shape"),
             (json!({"classes": ["a", "a"]}), "classes"),
             (json!({"label_column": "y"}), "label_column"),
-            (json!({"format": "parquet"}), "format"),
+            (json!({"format": "hdf5"}), "format"),
             (json!({"shot": 1}), "shot"),
         ];
         for (with, path) in cases {

@@ -10,9 +10,12 @@ pub mod formats;
 pub mod generation;
 pub mod generator;
 pub mod generator_pretrain;
+pub mod hub_file;
 pub mod metrics;
 pub mod model;
+pub mod model_import;
 pub mod nn;
+pub mod pickle;
 pub mod prompting;
 pub mod real_adaptation;
 pub mod rng;
@@ -32,6 +35,8 @@ pub fn registry() -> Registry {
         .with::<features::FeaturesStage>()
         .with::<generation::Generation>()
         .with::<generator_pretrain::GeneratorPretrain>()
+        .with::<hub_file::HubFile>()
+        .with::<model_import::ModelImport>()
         .with::<prompting::Prompting>()
         .with::<real_adaptation::RealAdaptation>()
         .with::<style_inversion::StyleInversion>()

@@ -1,6 +1,6 @@
 //! Every architecture against torchvision's or timm's, from `fixtures/models.safetensors` (made by `fixtures/models.py`): logits with
 //! running and with batch statistics, and the gradient of every tensor.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -88,6 +88,10 @@ fn near(what: &str, got: &Tensor, want: &Tensor, tolerance: f32) {
     }
 }
 
+fn largest_gap(a: &Tensor, b: &Tensor) -> f32 {
+    (a - b).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap()
+}
+
 fn holds(name: &str, arch: Arch, size: usize) {
     let fixtures = fixtures();
     let model = model(arch, size);
@@ -96,6 +100,10 @@ fn holds(name: &str, arch: Arch, size: usize) {
     near(&format!("{name}, logits"), &model.logits(&model.params, &images).unwrap(), &fixtures[&format!("{name}/logits")], 1e-4);
     // Gradients amplify roundings: those of the plain sum are compared.
     let model = model.exact();
+    let exact = model.logits(&model.params, &images).unwrap();
+    let gap = largest_gap(&exact, &fixtures[&format!("{name}/logits")]);
+    println!("{name}: exact mode differs by {gap:.1e} from PyTorch, logits up to {:.2}", largest_gap(&exact, &exact.zeros_like().unwrap()));
+    assert!(gap <= 1e-4, "{name}, logits in exact mode: {gap}");
     let ((logits, loss), tape) = tape::record(|| {
         let (logits, _) = model.training_logits(&model.params, &images, &[])?;
         let values = logits.flatten_all()?.to_vec1::<f32>()?;

@@ -331,12 +331,12 @@ impl ImageSet {
 }
 
 /// Luma of an RGB pixel, in integers: the same on every machine.
-fn luma(rgb: &[u8]) -> u8 {
+pub(super) fn luma(rgb: &[u8]) -> u8 {
     let [r, g, b] = [0, 1, 2].map(|k| u32::from(rgb[k]));
     ((299 * r + 587 * g + 114 * b + 500) / 1000) as u8
 }
 
-fn check_labels(what: &str, labels: &[u32], names: &[String]) -> Result<(), String> {
+pub(super) fn check_labels(what: &str, labels: &[u32], names: &[String]) -> Result<(), String> {
     match labels.iter().position(|&label| label as usize >= names.len()) {
         Some(i) => {
             Err(format!("image {i} has {what} {}, yet there are {} names (0 to {})", labels[i], names.len(), names.len().saturating_sub(1)))

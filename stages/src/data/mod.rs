@@ -5,6 +5,7 @@ mod image_set;
 mod resize;
 pub mod source;
 pub mod split;
+mod stored;
 pub mod words;
 
 pub(crate) use classes::check_names;
@@ -12,3 +13,4 @@ pub use classes::{ClassPrompts, Classes, Prompts};
 pub(crate) use classes::{read_json, write_json};
 pub use image_set::{FILE, ImageSet, META, Meta, Normalisation};
 pub use resize::Filter;
+pub use stored::{Images, Stored, Writer};

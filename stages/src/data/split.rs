@@ -29,10 +29,21 @@ pub struct Split {
 /// # Errors
 /// If a class has fewer images than shots are asked for.
 pub fn split(set: &ImageSet, share: Share, seed: u64) -> Result<Split> {
+    split_labels(&set.labels, &set.meta.classes, share, seed)
+}
+
+/// The same, of labels alone.
+///
+/// # Errors
+/// As [`split`].
+pub fn split_labels(labels: &[u32], classes: &[String], share: Share, seed: u64) -> Result<Split> {
     let root = Stream::new(seed, "split");
     let mut split = Split { train: Vec::new(), test: Vec::new() };
-    for (label, name) in set.meta.classes.iter().enumerate() {
-        let members: Vec<usize> = (0..set.len()).filter(|&i| set.labels[i] as usize == label).collect();
+    let mut by_class = vec![Vec::new(); classes.len()];
+    for (i, label) in labels.iter().enumerate() {
+        by_class[*label as usize].push(i);
+    }
+    for (label, (name, members)) in classes.iter().zip(by_class).enumerate() {
         let take = match share {
             Share::All => members.len(),
             Share::Shots(shots) if shots > members.len() => {

@@ -4,6 +4,7 @@ use std::cell::RefCell;
 
 use candle_core::Tensor;
 
+use super::variant::Range;
 use crate::error::Result;
 use crate::nn::Params;
 use crate::nn::ops::{self, BatchNorm, Moments, Window};
@@ -126,6 +127,8 @@ pub enum Layer {
     },
     /// The first token alone.
     FirstToken,
+    /// Values from −1 to 1 become those of a range.
+    Range(Range),
 }
 
 /// How a tensor begins.
@@ -191,7 +194,7 @@ impl Layer {
                 parts.into_iter().flat_map(|(part, o)| linear_specs(&format!("{name}.{part}"), *c, o, TOKEN)).collect()
             }
             Self::Scale { name, c, start } => vec![Spec::new("", name, &[*c], Start::Constant(*start))],
-            Self::Act(_) | Self::MaxPool { .. } | Self::Average | Self::FirstToken => Vec::new(),
+            Self::Act(_) | Self::MaxPool { .. } | Self::Average | Self::FirstToken | Self::Range(_) => Vec::new(),
         }
     }
 
@@ -201,6 +204,16 @@ impl Layer {
             Self::Conv(conv) => conv.fast = false,
             Self::Residual { body, shortcut, .. } => body.iter_mut().chain(shortcut).for_each(Self::make_exact),
             Self::Branches(branches) => branches.iter_mut().flatten().for_each(Self::make_exact),
+            _ => {}
+        }
+    }
+
+    /// Gives every batch normalisation that ε.
+    pub fn set_norm_eps(&mut self, new: f32) {
+        match self {
+            Self::BatchNorm { eps, .. } => *eps = new,
+            Self::Residual { body, shortcut, .. } => body.iter_mut().chain(shortcut).for_each(|layer| layer.set_norm_eps(new)),
+            Self::Branches(branches) => branches.iter_mut().flatten().for_each(|layer| layer.set_norm_eps(new)),
             _ => {}
         }
     }
@@ -250,8 +263,15 @@ impl Layer {
             }
             Self::Scale { name, .. } => ops::scale(x, pass.weights.weight(name)?)?,
             Self::FirstToken => ops::first(x)?,
+            Self::Range(range) => ranged(x, range)?,
         })
     }
+}
+
+/// `(127.5 (x + 1) − mean) / std`.
+fn ranged(x: &Tensor, range: &Range) -> Result<Tensor> {
+    let of = |f: fn(f32, f32) -> f32| Tensor::from_vec((0..3).map(|c| f(range.mean[c], range.std[c])).collect(), 3, x.device());
+    Ok(ops::bias_add(&ops::scale(x, &of(|_, std| 127.5 / std)?)?, &of(|mean, std| (127.5 - mean) / std)?)?)
 }
 
 fn linear_specs(name: &str, inputs: usize, outputs: usize, start: Start) -> Vec<Spec> {

@@ -1,7 +1,10 @@
 //! Image classifiers: an architecture as a list of named units, its weights, and the `model` artifact.
 
+mod import;
 mod layer;
-mod pytorch;
+mod names;
+mod variant;
+pub mod weights;
 mod zoo;
 
 use std::cell::RefCell;
@@ -19,7 +22,10 @@ use crate::nn::Params;
 use crate::nn::ops::Moments;
 use crate::nn::params::Weights;
 use crate::rng::Stream;
+pub use import::Import;
 use layer::{Layer, Pass, Spec};
+pub use names::Names;
+pub use variant::{Range, Variant};
 use zoo::Unit;
 
 /// Name of the weights' file in a model folder.
@@ -91,10 +97,31 @@ pub enum Arch {
 }
 
 impl Arch {
-    /// As it is written in a pipeline.
+    /// All of them.
+    pub const ALL: [Self; 17] = [
+        Self::SmallCnn,
+        Self::ResNet18,
+        Self::ResNet34,
+        Self::ResNet50,
+        Self::ResNet18Small,
+        Self::ResNet34Small,
+        Self::ResNet50Small,
+        Self::SqueezeNet,
+        Self::VitTiny,
+        Self::VitSmall,
+        Self::VitBase,
+        Self::VitLarge,
+        Self::VitTinySmall,
+        Self::EfficientNetLite0,
+        Self::MobileNetV3Large,
+        Self::MobileNetV3Small,
+        Self::ConvNextTiny,
+    ];
+
+    /// Its name in a pipeline.
     pub fn name(self) -> String {
-        // A unit variant is always a text.
-        serde_json::to_value(self).ok().and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default()
+        // A variant without fields is written as its name.
+        serde_json::to_value(self).ok().and_then(|name| name.as_str().map(str::to_owned)).unwrap_or_default()
     }
 
     /// Pixels that the sides of an image must be a multiple of, and the least of them.
@@ -108,7 +135,18 @@ impl Arch {
         }
     }
 
-    fn units(self, channels: usize, size: [usize; 2], width: usize, classes: usize) -> Vec<Unit> {
+    fn units(self, channels: usize, size: [usize; 2], width: usize, classes: usize, variant: Variant) -> Vec<Unit> {
+        let mut units = self.plain_units(channels, size, width, classes, variant.same_padding);
+        if let Some(eps) = variant.norm_eps {
+            units.iter_mut().flat_map(|unit| &mut unit.layers).for_each(|layer| layer.set_norm_eps(eps));
+        }
+        if let (Some(range), Some(stem)) = (variant.input, units.first_mut()) {
+            stem.layers.insert(0, Layer::Range(range));
+        }
+        units
+    }
+
+    fn plain_units(self, channels: usize, size: [usize; 2], width: usize, classes: usize, same: bool) -> Vec<Unit> {
         let vit = |patch, c, depth, heads| zoo::vit(channels, size, patch, c, depth, heads, classes);
         let resnet = |blocks, bottleneck, small| zoo::resnet(channels, blocks, bottleneck, small, classes);
         match self {
@@ -119,7 +157,7 @@ impl Arch {
             Self::ResNet18Small => resnet([2, 2, 2, 2], false, true),
             Self::ResNet34Small => resnet([3, 4, 6, 3], false, true),
             Self::ResNet50Small => resnet([3, 4, 6, 3], true, true),
-            Self::SqueezeNet => zoo::squeezenet(channels, classes),
+            Self::SqueezeNet => zoo::squeezenet(channels, same, classes),
             Self::VitTiny => vit(16, 192, 12, 3),
             Self::VitSmall => vit(16, 384, 12, 6),
             Self::VitBase => vit(16, 768, 12, 12),
@@ -134,7 +172,7 @@ impl Arch {
 }
 
 /// What a model is, apart from its weights.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// The architecture.
@@ -153,6 +191,9 @@ pub struct Config {
     pub classes: Vec<String>,
     /// The units in the order of the forward pass: what freezing and cutting name.
     pub units: Vec<String>,
+    /// What weights from elsewhere need otherwise than our form of the architecture.
+    #[serde(default, skip_serializing_if = "Variant::is_plain")]
+    pub variant: Variant,
 }
 
 impl Config {
@@ -172,15 +213,26 @@ impl Config {
     pub fn new(arch: Arch, width: usize, size: [usize; 2], channels: usize, classes: Vec<String>) -> Result<Self> {
         let [height, input_width] = size;
         let normalisation = Normalisation::Signed;
-        let mut config = Self { arch, width, height, input_width, channels, normalisation, classes, units: Vec::new() };
+        let mut config =
+            Self { arch, width, height, input_width, channels, normalisation, classes, units: Vec::new(), variant: Variant::default() };
         config.units = config.layers().into_iter().map(|unit| unit.name).collect();
+        config.check().map_err(Error::Argument)?;
+        Ok(config)
+    }
+
+    /// The same model with the layers that weights from elsewhere need.
+    ///
+    /// # Errors
+    /// If a value of the variant makes no sense, or the architecture does not have it.
+    pub fn varied(self, variant: Variant) -> Result<Self> {
+        let config = Self { variant, ..self };
         config.check().map_err(Error::Argument)?;
         Ok(config)
     }
 
     /// The units with their layers.
     fn layers(&self) -> Vec<Unit> {
-        self.arch.units(self.channels, [self.height, self.input_width], self.width, self.classes.len())
+        self.arch.units(self.channels, [self.height, self.input_width], self.width, self.classes.len(), self.variant)
     }
 
     /// All tensors, with the unit that they belong to.
@@ -201,6 +253,13 @@ impl Config {
         }
         if self.arch == Arch::SmallCnn && (self.width == 0 || !self.width.is_multiple_of(GROUP)) {
             return Err(format!("width {} is not a multiple of {GROUP}", self.width));
+        }
+        self.variant.check()?;
+        if self.variant.same_padding && self.arch != Arch::SqueezeNet {
+            return Err(format!("`same_padding` is a variant of SqueezeNet, not of {}", self.arch.name()));
+        }
+        if self.variant.input.is_some() && (self.channels != 3 || self.normalisation != Normalisation::Signed) {
+            return Err("a range of values of its own takes images in colour, from -1 to 1".into());
         }
         if !self.layers().iter().map(|unit| &unit.name).eq(&self.units) {
             return Err(format!("units {:?} are not those of {:?}", self.units, self.arch));
@@ -280,16 +339,6 @@ impl Model {
     /// The same architecture with other weights, of the same names and shapes.
     pub fn with_params(&self, params: Params) -> Self {
         Self { params, ..self.clone() }
-    }
-
-    /// The weights of a safetensors file with PyTorch's shapes, under torchvision's or timm's names.
-    ///
-    /// # Errors
-    /// If a tensor is missing, unknown, not finite or of another shape; the message names it.
-    pub fn from_pytorch(config: Config, path: &Path) -> Result<Self> {
-        let specs: Vec<Spec> = config.specs().into_iter().map(|(_, spec)| spec).collect();
-        let params = pytorch::read(&specs, path)?;
-        Ok(Self::assembled(config, params))
     }
 
     /// A new random head, for `classes`.

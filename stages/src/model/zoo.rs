@@ -89,11 +89,12 @@ pub fn resnet(channels: usize, blocks: [usize; 4], bottleneck: bool, small: bool
     units
 }
 
-/// SqueezeNet 1.1 (Iandola et al. 2016) as torchvision has it, without its dropout.
-pub fn squeezenet(channels: usize, classes: usize) -> Vec<Unit> {
+/// SqueezeNet 1.1 (Iandola et al. 2016) as torchvision has it, without its dropout; with `same` as Keras has it: TensorFlow's zeros around
+/// the first layer, and whole windows of the pooling alone.
+pub fn squeezenet(channels: usize, same: bool, classes: usize) -> Vec<Unit> {
     let relu = || Layer::Act(Act::Relu);
-    let pool = || Layer::MaxPool { k: 3, stride: 2, pad: 0, ceil: true };
-    let stem = Conv::new("features.0", 3, channels, 64, 2).padded(Pad::Zeros(0)).biased();
+    let pool = || Layer::MaxPool { k: 3, stride: 2, pad: 0, ceil: !same };
+    let stem = Conv::new("features.0", 3, channels, 64, 2).padded(if same { Pad::Same } else { Pad::Zeros(0) }).biased();
     let mut units = vec![Unit::new("stem", vec![Layer::Conv(stem), relu(), pool()])];
     let mut inputs = 64;
     for (at, squeezed, expanded) in
@@ -210,6 +211,13 @@ const MOBILE_SMALL: [Mobile; 11] = [
     (5, 576, 96, true, true, 1),
     (5, 576, 96, true, true, 1),
 ];
+
+/// Whether block `at` widens before its depthwise convolution, and whether it has squeeze-and-excite.
+pub fn mobile_block(large: bool, at: usize) -> (bool, bool) {
+    let blocks: &[Mobile] = if large { &MOBILE_LARGE } else { &MOBILE_SMALL };
+    let inputs = at.checked_sub(1).and_then(|before| blocks.get(before)).map_or(16, |block| block.2);
+    blocks.get(at).map_or((false, false), |&(_, wide, _, excite, ..)| (wide != inputs, excite))
+}
 
 /// MobileNetV3 (Howard et al. 2019), large or small, as torchvision has it, without its dropout.
 pub fn mobilenet_v3(channels: usize, large: bool, classes: usize) -> Vec<Unit> {

@@ -4,44 +4,53 @@ use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::{Options, Raw};
-use crate::data::resize::resize;
+use super::Options;
+use super::samples::{Encoded, Samples};
 use crate::error::{Error, Result};
 
-/// One decoded image, RGB.
-struct Decoded {
-    pixels: Vec<u8>,
-    size: (usize, usize),
-    grey: bool,
+/// `<path>/<class>/<image>`; classes and images in the order of their names.
+pub(super) struct Folder {
+    files: Vec<PathBuf>,
+    labels: Vec<u32>,
+    classes: Vec<String>,
+    next: usize,
 }
 
-/// Reads `<path>/<class>/<image>`; classes and images in the order of their names. Transparency is not looked at.
-pub(super) fn read(path: &Path, options: &Options) -> Result<Raw> {
-    let classes = classes(path, options)?;
-    let (mut images, mut labels, mut grey) = (Vec::new(), Vec::new(), true);
-    let mut first: Option<(PathBuf, (usize, usize))> = None;
-    for (label, class) in classes.iter().enumerate() {
-        for file in entries(&path.join(class))? {
-            let image = fitted(decode(&file)?, options);
-            let (reference, size) = first.get_or_insert_with(|| (file.clone(), image.size));
-            if *size != image.size {
-                let message = format!("it is {:?} pixels (height, width), {} is {size:?}: set `size`", image.size, reference.display());
-                return Err(Error::data(&file, message));
-            }
-            grey &= image.grey;
-            images.extend(image.pixels);
-            labels.push(label as u32);
+impl Folder {
+    pub fn open(path: &Path, options: &Options) -> Result<Self> {
+        let classes = classes(path, options)?;
+        let (mut files, mut labels) = (Vec::new(), Vec::new());
+        for (label, class) in classes.iter().enumerate() {
+            let found = entries(&path.join(class))?;
+            labels.resize(labels.len() + found.len(), label as u32);
+            files.extend(found);
         }
+        if files.is_empty() {
+            return Err(Error::data(path, "its folders hold no images"));
+        }
+        Ok(Self { files, labels, classes, next: 0 })
     }
-    let Some((_, (height, width))) = first else {
-        return Err(Error::data(path, "its folders hold no images"));
-    };
-    let mut channels = 3;
-    if grey {
-        images = images.into_iter().step_by(3).collect();
-        channels = 1;
+}
+
+impl Samples for Folder {
+    fn labels(&self) -> &[u32] {
+        &self.labels
     }
-    Ok(Raw { images, labels, size: (height, width, channels), classes: Some(classes), styles: None, source: "folder".into() })
+
+    fn classes(&self) -> &[String] {
+        &self.classes
+    }
+
+    fn source(&self) -> &'static str {
+        "folder"
+    }
+
+    fn next(&mut self, count: usize) -> Result<Vec<Encoded>> {
+        let files = &self.files[self.next..(self.next + count).min(self.files.len())];
+        self.next += files.len();
+        let read = |file: &PathBuf| Ok(Encoded { place: file.display().to_string(), bytes: fs::read(file).map_err(Error::io(file))? });
+        files.iter().map(read).collect()
+    }
 }
 
 /// The class folders: as asked for, or all by name.
@@ -65,7 +74,7 @@ fn classes(path: &Path, options: &Options) -> Result<Vec<String>> {
 }
 
 /// What a folder holds, by name, without hidden entries.
-fn entries(path: &Path) -> Result<Vec<PathBuf>> {
+pub(super) fn entries(path: &Path) -> Result<Vec<PathBuf>> {
     let mut out = Vec::new();
     for entry in fs::read_dir(path).map_err(Error::io(path))? {
         let entry = entry.map_err(Error::io(path))?;
@@ -75,24 +84,4 @@ fn entries(path: &Path) -> Result<Vec<PathBuf>> {
     }
     out.sort();
     Ok(out)
-}
-
-fn decode(path: &Path) -> Result<Decoded> {
-    let bytes = fs::read(path).map_err(Error::io(path))?;
-    let image = image::load_from_memory(&bytes).map_err(|e| Error::data(path, format!("no readable PNG or JPEG: {e}")))?;
-    let rgb = image.to_rgb8();
-    let size = (rgb.height() as usize, rgb.width() as usize);
-    let pixels = rgb.into_raw();
-    let grey = pixels.as_chunks::<3>().0.iter().all(|[r, g, b]| r == g && g == b);
-    Ok(Decoded { pixels, size, grey })
-}
-
-/// The image in the size that was asked for: here, since files may differ in size.
-fn fitted(image: Decoded, options: &Options) -> Decoded {
-    let Some(side) = options.size else { return image };
-    if image.size == (side, side) {
-        return image;
-    }
-    let pixels = resize(&image.pixels, (image.size.0, image.size.1, 3), (side, side), options.filter);
-    Decoded { pixels, size: (side, side), grey: image.grey }
 }

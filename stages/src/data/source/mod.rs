@@ -1,8 +1,12 @@
 //! Reading labelled images in the formats that data sets come in.
 
+mod decode;
 mod folder;
 mod idx;
+mod parquet;
+mod samples;
 mod table;
+mod tar;
 mod tensors;
 
 use std::fs;
@@ -13,6 +17,7 @@ use flate2::read::MultiGzDecoder;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use self::parquet::Tables;
 use super::{FILE, Filter, ImageSet, META};
 use crate::error::{Error, Result};
 
@@ -20,7 +25,7 @@ use crate::error::{Error, Result};
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum SourceFormat {
-    /// By the name: `.safetensors`, `.csv`, `.csv.gz`, names with `idx`, and folders.
+    /// By the name: `.safetensors`, `.csv`, `.csv.gz`, `.tar`, `.parquet`, names with `idx`, and folders (of shards, if one lies in it).
     #[default]
     Auto,
     /// A file with `images` (u8, `[n, h, w]` or `[n, h, w, c]`), `labels` and, if it likes, `styles`.
@@ -33,6 +38,10 @@ pub enum SourceFormat {
     Csv,
     /// The folder that another stage wrote.
     ImageSet,
+    /// WebDataset: a tar file or a folder of them. In it, files of one name are a sample: an image and its label (`7.jpg`, `7.cls`).
+    Webdataset,
+    /// Parquet files with images, as Hugging Face's data sets have them: a file or a folder of them.
+    Parquet,
 }
 
 /// Which column of a CSV file holds the label.
@@ -72,7 +81,15 @@ pub struct Options {
     pub header: bool,
     /// CSV: height and width; without, images are square.
     pub shape: Option<[usize; 2]>,
+    /// Parquet: the column of images, without `image`; WebDataset: the extension of images, without jpg, jpeg and png.
+    pub image_key: Option<String>,
+    /// Parquet: the column of labels, without `label`; WebDataset: the extension of labels, without `cls`, or `json.FIELD`.
+    pub label_key: Option<String>,
+    /// Colour behind transparent images.
+    pub background: Option<[u8; 3]>,
 }
+
+pub(crate) use samples::{Part, Samples, write};
 
 /// What a reader finds in a source.
 struct Raw {
@@ -85,20 +102,30 @@ struct Raw {
     source: String,
 }
 
-/// Reads a source; `labels` is the second file of IDX.
+/// An opened source.
+pub(crate) enum Opened {
+    /// All of it, in memory.
+    Set(ImageSet),
+    /// Images that are decoded one by one.
+    Samples(Box<dyn Samples>),
+}
+
+/// Opens a source; `labels` is the second file of IDX.
 ///
 /// # Errors
 /// If something cannot be read or does not fit; the message names the file and the row or index.
-pub fn read(path: &Path, labels: Option<&Path>, options: &Options) -> Result<ImageSet> {
+pub(crate) fn open(path: &Path, labels: Option<&Path>, options: &Options) -> Result<Opened> {
     let format = detect(path, options.format)?;
     if labels.is_some() && format != SourceFormat::Idx {
         return Err(Error::argument(format!("the input `labels` belongs to IDX files, and {} is not one", path.display())));
     }
     let set = match format {
+        SourceFormat::Folder => return Ok(Opened::Samples(Box::new(folder::Folder::open(path, options)?))),
+        SourceFormat::Webdataset => return Ok(Opened::Samples(Box::new(tar::Shards::open(path, options)?))),
+        SourceFormat::Parquet => return Ok(Opened::Samples(Box::new(Tables::open(path, options)?))),
         SourceFormat::ImageSet => named(ImageSet::read(path)?, path, options)?,
         SourceFormat::Safetensors => set(path, tensors::read(path, options)?, options)?,
         SourceFormat::Csv => set(path, table::read(path, options)?, options)?,
-        SourceFormat::Folder => set(path, folder::read(path, options)?, options)?,
         SourceFormat::Idx => {
             let labels = labels.ok_or_else(|| Error::data(path, "an IDX file of images needs its labels: connect the input `labels`"))?;
             set(path, idx::read(path, labels, options)?, options)?
@@ -110,10 +137,45 @@ pub fn read(path: &Path, labels: Option<&Path>, options: &Options) -> Result<Ima
         Some(channels) => set.with_channels(channels)?,
         None => set,
     };
-    match options.size {
-        Some(side) => set.resized(side, side, options.filter),
-        None => Ok(set),
+    Ok(Opened::Set(match options.size {
+        Some(side) => set.resized(side, side, options.filter)?,
+        None => set,
+    }))
+}
+
+/// Reads a source into memory.
+///
+/// # Errors
+/// As [`open`].
+pub fn read(path: &Path, labels: Option<&Path>, options: &Options) -> Result<ImageSet> {
+    match open(path, labels, options)? {
+        Opened::Set(set) => Ok(set),
+        Opened::Samples(mut samples) => samples::collect(samples.as_mut(), path, options),
     }
+}
+
+/// Labels as numbers with their names: texts are looked up among the classes, numbers are themselves. Without classes the texts, if they are not
+/// numbers, are the classes in their order.
+fn labelled(path: &Path, words: &[String], options: &Options) -> Result<(Vec<u32>, Vec<String>)> {
+    let parsed: Vec<Option<u32>> = words.iter().map(|word| word.parse().ok()).collect();
+    let classes = match &options.classes {
+        Some(classes) => classes.clone(),
+        None if parsed.iter().all(Option::is_some) => numbers(&parsed.iter().flatten().copied().collect::<Vec<_>>()),
+        None => words.iter().collect::<std::collections::BTreeSet<_>>().into_iter().cloned().collect(),
+    };
+    let places: std::collections::BTreeMap<&str, u32> = classes.iter().enumerate().map(|(i, name)| (name.as_str(), i as u32)).collect();
+    let named = options.classes.is_some() || parsed.iter().all(Option::is_some);
+    let label = |(i, word): (usize, &String)| {
+        let number = places.get(word.as_str()).copied().or(parsed[i].filter(|_| named));
+        let number =
+            number.ok_or_else(|| Error::data(path, format!("the label `{word}` of image {i} is neither a class nor a whole number")))?;
+        if number as usize >= classes.len() {
+            return Err(Error::data(path, format!("image {i} has label {number}, yet there are {} classes", classes.len())));
+        }
+        Ok(number)
+    };
+    let labels = words.iter().enumerate().map(label).collect::<Result<Vec<u32>>>()?;
+    Ok((labels, classes))
 }
 
 fn detect(path: &Path, asked: SourceFormat) -> Result<SourceFormat> {
@@ -122,7 +184,14 @@ fn detect(path: &Path, asked: SourceFormat) -> Result<SourceFormat> {
     }
     if path.is_dir() {
         let is_set = path.join(META).is_file() && path.join(FILE).is_file();
-        return Ok(if is_set { SourceFormat::ImageSet } else { SourceFormat::Folder });
+        let holds =
+            |end: &str| -> Result<bool> { Ok(folder::entries(path)?.iter().any(|file| file.extension().is_some_and(|e| e == end))) };
+        return Ok(match () {
+            () if is_set => SourceFormat::ImageSet,
+            () if holds("tar")? => SourceFormat::Webdataset,
+            () if holds("parquet")? => SourceFormat::Parquet,
+            () => SourceFormat::Folder,
+        });
     }
     let name = path.file_name().map(|name| name.to_string_lossy().to_lowercase()).unwrap_or_default();
     let plain = name.strip_suffix(".gz").unwrap_or(&name);
@@ -130,10 +199,14 @@ fn detect(path: &Path, asked: SourceFormat) -> Result<SourceFormat> {
         Ok(SourceFormat::Safetensors)
     } else if plain.ends_with(".csv") {
         Ok(SourceFormat::Csv)
+    } else if name.ends_with(".tar") {
+        Ok(SourceFormat::Webdataset)
+    } else if name.ends_with(".parquet") {
+        Ok(SourceFormat::Parquet)
     } else if plain.contains("idx") {
         Ok(SourceFormat::Idx)
     } else {
-        Err(Error::data(path, "the name does not tell the format: set `format` to safetensors, idx, folder or csv"))
+        Err(Error::data(path, "the name does not tell the format: set `format` to safetensors, idx, folder, csv, webdataset or parquet"))
     }
 }
 
@@ -193,3 +266,6 @@ fn bytes(path: &Path) -> Result<Vec<u8>> {
 
 #[cfg(test)]
 mod tests;
+
+#[cfg(test)]
+mod stream_tests;
