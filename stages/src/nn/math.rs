@@ -75,7 +75,9 @@ pub fn map(x: &[f32], f: impl Fn(f32) -> f32 + Sync) -> Vec<f32> {
     // SAFETY: the chunks below are all of y, and each is written whole.
     let mut y = unsafe { unwritten(x.len()) };
     y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(y, x)| {
-        vectorised!(y.iter_mut().zip(x).for_each(|(y, x)| *y = f(*x)));
+        vectorised!(for (y, x) in y.iter_mut().zip(x) {
+            *y = f(*x);
+        });
     });
     y
 }
@@ -86,7 +88,9 @@ pub fn map2(a: &[f32], b: &[f32], f: impl Fn(f32, f32) -> f32 + Sync) -> Vec<f32
     // SAFETY: the chunks below are all of y, and each is written whole.
     let mut y = unsafe { unwritten(a.len()) };
     y.par_chunks_mut(CHUNK).zip(a.par_chunks(CHUNK)).zip(b.par_chunks(CHUNK)).for_each(|((y, a), b)| {
-        vectorised!(y.iter_mut().zip(a).zip(b).for_each(|((y, a), b)| *y = f(*a, *b)));
+        vectorised!(for ((y, a), b) in y.iter_mut().zip(a).zip(b) {
+            *y = f(*a, *b);
+        });
     });
     y
 }
