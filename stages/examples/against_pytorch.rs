@@ -8,6 +8,7 @@
 //! The script runs both sides in turns and prints the table. Alone, `against_pytorch MODEL THREADS STEPS` prints one line: wall and
 //! processor milliseconds of the fastest step and of the median one.
 #![allow(clippy::print_stdout, reason = "it prints its measurements")]
+#![allow(unsafe_code, reason = "the allocator's options are set by a call of C")]
 
 use std::time::Instant;
 
@@ -100,6 +101,9 @@ fn run(name: &str, steps: usize) -> Result<Vec<(f64, f64)>> {
 }
 
 fn main() -> Result<()> {
+    // As `trestle job` does: freed memory is kept (option 15, `purge_delay`).
+    // SAFETY: any option can be set at any time.
+    unsafe { libmimalloc_sys::mi_option_set(15, -1) };
     let arguments: Vec<String> = std::env::args().collect();
     let usage = || Error::argument("against_pytorch MODEL THREADS STEPS");
     let number = |i: usize| arguments.get(i).and_then(|text| text.parse::<usize>().ok()).ok_or_else(usage);
