@@ -4,7 +4,7 @@
 
 use rayon::prelude::*;
 
-use super::{Matrix, add_up, gemm, matmul, transposed, vectorised, with_scratch};
+use super::{Matrix, add, add_up, gemm, matmul, transposed, vectorised, with_scratch};
 use crate::nn::storage::unwritten;
 
 /// Parts into which a sum over pixels is cut; each has a buffer of the size of the weights.
@@ -127,7 +127,11 @@ impl Conv {
             let mut y = self.winograd(x, w);
             if let Some(bias) = bias {
                 let rows = y.par_chunks_mut(256 * self.o);
-                rows.for_each(|y| vectorised!(y.chunks_exact_mut(self.o).for_each(|y| y.iter_mut().zip(bias).for_each(|(y, b)| *y += b))));
+                rows.for_each(|y| {
+                    vectorised!(for y in y.chunks_exact_mut(self.o) {
+                        add(y, bias);
+                    });
+                });
             }
             return y;
         }
@@ -203,26 +207,28 @@ impl Conv {
                 for (group, wt) in wt.iter().enumerate() {
                     let dy = Matrix::new(&dy[image * oh * ow * self.o + group * o..], self.o);
                     gemm(oh * ow, patch, o, rows, patch, false, dy, Matrix::new(wt, patch));
-                    for (pixel, row) in rows.chunks_exact(patch).enumerate() {
+                    vectorised!(for (pixel, row) in rows.chunks_exact(patch).enumerate() {
                         self.scatter_patch(pixel / ow * self.stride[0], pixel % ow * self.stride[1], group, row, dx);
-                    }
+                    });
                 }
             });
         });
         dx
     }
 
+    #[inline(always)]
     fn scatter_patch(&self, top: usize, left: usize, group: usize, row: &[f32], dx: &mut [f32]) {
         let c = self.group().0;
         for (place, values) in row.chunks_exact(c).enumerate() {
             if let Some(pixel) = self.inside(top + place / self.kw, left + place % self.kw) {
                 let at = pixel * self.c + group * c;
-                dx[at..at + c].iter_mut().zip(values).for_each(|(d, v)| *d += v);
+                add(&mut dx[at..at + c], values);
             }
         }
     }
 
     /// The pixel at a place of the padded image, unless it is padding.
+    #[inline(always)]
     pub(super) fn inside(&self, y: usize, x: usize) -> Option<usize> {
         let [top, left, ..] = self.pad;
         let hit = y >= top && x >= left && y < self.h + top && x < self.w + left;

@@ -144,12 +144,21 @@ pub fn transposed(x: &[f32], rows: usize, columns: usize) -> Vec<f32> {
     out
 }
 
+/// Adds values to others. A loop and not a `for_each`: that is a function of its own, which the compiler may leave out of line and then
+/// compiles for the machine that every processor is.
+#[inline(always)]
+pub fn add(to: &mut [f32], values: &[f32]) {
+    for (to, value) in to.iter_mut().zip(values) {
+        *to += value;
+    }
+}
+
 /// The sum of equally long buffers, in their order.
 pub fn add_up(mut parts: Vec<Vec<f32>>) -> Vec<f32> {
     let mut parts = parts.drain(..);
     let mut total = parts.next().unwrap_or_default();
     for part in parts {
-        vectorised!(total.iter_mut().zip(&part).for_each(|(t, p)| *t += p));
+        vectorised!(add(&mut total, &part));
     }
     total
 }
@@ -160,7 +169,9 @@ pub fn column_sums(x: &[f32], c: usize) -> Vec<f32> {
         .par_chunks(512 * c)
         .map(|chunk| {
             let mut sum = vec![0.0; c];
-            vectorised!(chunk.chunks_exact(c).for_each(|row| sum.iter_mut().zip(row).for_each(|(s, v)| *s += v)));
+            vectorised!(for row in chunk.chunks_exact(c) {
+                add(&mut sum, row);
+            });
             sum
         })
         .collect();

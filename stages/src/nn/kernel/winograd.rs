@@ -7,7 +7,8 @@
 use rayon::prelude::*;
 
 use super::lanes::{Lanes, for_lanes};
-use super::{Conv, Matrix, gemm, transposed, with_scratch};
+use super::{Conv, Matrix, add, gemm, transposed, with_scratch};
+use crate::nn::simd::vectorised;
 use crate::nn::storage::unwritten;
 
 /// Channels must be a multiple of this: the widest vector.
@@ -346,7 +347,7 @@ impl Conv {
                 du.par_chunks_mut(size).enumerate().for_each(|(part, du)| self.weight_part(x, dy, part, du));
                 let (total, parts) = du.split_at_mut(size);
                 for part in parts.chunks_exact(size) {
-                    total.iter_mut().zip(part).for_each(|(t, p)| *t += p);
+                    vectorised!(add(total, part));
                 }
                 Self::weights_back(total)
             });

@@ -21,7 +21,9 @@ fn by_row(x: &[f32], b: &[f32], f: impl Fn(f32, f32) -> f32 + Sync) -> Vec<f32> 
     let mut y = unsafe { unwritten(x.len()) };
     y.par_chunks_mut(size).zip(x.par_chunks(size)).for_each(|(y, x)| {
         vectorised!(for (y, x) in y.chunks_exact_mut(b.len()).zip(x.chunks_exact(b.len())) {
-            y.iter_mut().zip(x).zip(b).for_each(|((y, x), b)| *y = f(*x, *b));
+            for ((y, x), b) in y.iter_mut().zip(x).zip(b) {
+                *y = f(*x, *b);
+            }
         });
     });
     y
@@ -90,7 +92,9 @@ impl Samples {
         let mut y = vec![0.0; x.len()];
         y.par_chunks_mut(self.size).zip(x.par_chunks(self.size)).zip(s.par_chunks(self.c)).for_each(|((y, x), s)| {
             vectorised!(for (y, x) in y.chunks_exact_mut(self.c).zip(x.chunks_exact(self.c)) {
-                y.iter_mut().zip(x).zip(s).for_each(|((y, x), s)| *y = x * s);
+                for ((y, x), s) in y.iter_mut().zip(x).zip(s) {
+                    *y = x * s;
+                }
             });
         });
         y
@@ -114,7 +118,9 @@ impl CustomOp2 for Samples {
                 with(x, |x| {
                     ds.par_chunks_mut(self.c).zip(x.par_chunks(self.size)).zip(dy.par_chunks(self.size)).for_each(|((ds, x), dy)| {
                         vectorised!(for (x, dy) in x.chunks_exact(self.c).zip(dy.chunks_exact(self.c)) {
-                            ds.iter_mut().zip(x).zip(dy).for_each(|((ds, x), dy)| *ds += x * dy);
+                            for ((ds, x), dy) in ds.iter_mut().zip(x).zip(dy) {
+                                *ds += x * dy;
+                            }
                         });
                     });
                     Ok(())

@@ -6,7 +6,7 @@ use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use super::norm_rows as rows;
-use crate::nn::kernel::add_up;
+use crate::nn::kernel::{add, add_up};
 use crate::nn::simd::vectorised;
 use crate::nn::storage::{gradient, output, slice, unwritten, with};
 use crate::nn::tape::apply3;
@@ -45,14 +45,16 @@ impl Norm {
     fn moments(&self, x: &[f32]) -> Moments {
         let count = (self.pixels * (self.c / self.groups)) as f32;
         let mut sums = vec![0.0; self.c];
-        x.chunks_exact(self.c).for_each(|row| sums.iter_mut().zip(row).for_each(|(s, x)| *s += x));
+        for row in x.chunks_exact(self.c) {
+            add(&mut sums, row);
+        }
         let mean: Vec<f32> = self.by_group(&sums).iter().map(|s| s / count).collect();
         let mut squares = vec![0.0; self.c];
-        x.chunks_exact(self.c).for_each(|row| {
+        for row in x.chunks_exact(self.c) {
             for ((s, x), m) in squares.iter_mut().zip(row).zip(&mean) {
                 *s += (x - m) * (x - m);
             }
-        });
+        }
         let rstd = self.by_group(&squares).iter().map(|s| 1.0 / (s / count + self.eps).sqrt()).collect();
         Moments { mean, rstd }
     }

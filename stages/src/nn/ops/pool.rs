@@ -7,6 +7,7 @@ use std::sync::OnceLock;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
+use crate::nn::kernel::add;
 use crate::nn::simd::vectorised;
 use crate::nn::storage::{gradient, output, slice, unwritten, with};
 use crate::nn::tape::apply1;
@@ -119,8 +120,14 @@ impl CustomOp1 for GlobalAvgPool {
         let n = x.len() / (self.pixels * c);
         let mut y = vec![0.0; n * c];
         y.par_chunks_mut(c).zip(x.par_chunks(self.pixels * c)).for_each(|(y, x)| {
-            x.chunks_exact(c).for_each(|x| y.iter_mut().zip(x).for_each(|(y, x)| *y += x));
-            y.iter_mut().for_each(|y| *y /= self.pixels as f32);
+            vectorised!({
+                for x in x.chunks_exact(c) {
+                    add(y, x);
+                }
+                for y in y {
+                    *y /= self.pixels as f32;
+                }
+            });
         });
         output(y, (n, c))
     }
@@ -130,7 +137,11 @@ impl CustomOp1 for GlobalAvgPool {
         let mut dx = vec![0.0; x.elem_count()];
         with(dy, |dy| {
             dx.par_chunks_mut(self.pixels * c).zip(dy.par_chunks(c)).for_each(|(dx, dy)| {
-                dx.chunks_exact_mut(c).for_each(|dx| dx.iter_mut().zip(dy).for_each(|(dx, dy)| *dx = dy / self.pixels as f32));
+                vectorised!(for dx in dx.chunks_exact_mut(c) {
+                    for (dx, dy) in dx.iter_mut().zip(dy) {
+                        *dx = dy / self.pixels as f32;
+                    }
+                });
             });
             Ok(())
         })?;
@@ -175,11 +186,11 @@ impl CustomOp1 for Upsample2 {
         let mut dx = vec![0.0; x.elem_count()];
         with(dy, |dy| {
             dx.par_chunks_mut(w * c).zip(dy.par_chunks(4 * w * c)).for_each(|(dx, dy)| {
-                for (j, dx) in dx.chunks_exact_mut(c).enumerate() {
+                vectorised!(for (j, dx) in dx.chunks_exact_mut(c).enumerate() {
                     for place in [2 * j, 2 * j + 1, 2 * (w + j), 2 * (w + j) + 1] {
-                        dx.iter_mut().zip(&dy[place * c..][..c]).for_each(|(dx, dy)| *dx += dy);
+                        add(dx, &dy[place * c..][..c]);
                     }
-                }
+                });
             });
             Ok(())
         })?;

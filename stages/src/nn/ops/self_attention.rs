@@ -36,16 +36,22 @@ fn lanes(values: impl Iterator<Item = f32>, join: impl Fn(f32, f32) -> f32, star
 #[inline(always)]
 fn softmax(row: &mut [f32], scale: f32) {
     let max = lanes(row.iter().copied(), f32::max, f32::NEG_INFINITY);
-    row.iter_mut().for_each(|v| *v = exp((*v - max) * scale));
+    for v in row.iter_mut() {
+        *v = exp((*v - max) * scale);
+    }
     let share = 1.0 / lanes(row.iter().copied(), |a, b| a + b, 0.0);
-    row.iter_mut().for_each(|v| *v *= share);
+    for v in row {
+        *v *= share;
+    }
 }
 
 /// From the gradient of a softmax `p` that of its logits, in place, times `scale`.
 #[inline(always)]
 fn softmax_back(p: &[f32], row: &mut [f32], scale: f32) {
     let dot = lanes(p.iter().zip(&*row).map(|(p, d)| p * d), |a, b| a + b, 0.0);
-    row.iter_mut().zip(p).for_each(|(d, p)| *d = p * (*d - dot) * scale);
+    for (d, p) in row.iter_mut().zip(p) {
+        *d = p * (*d - dot) * scale;
+    }
 }
 
 impl SelfAttention {
@@ -71,7 +77,9 @@ impl SelfAttention {
                 for (head, p) in weights.chunks_exact_mut(t * t).enumerate() {
                     let [q, k, v] = self.parts(qkv, head);
                     gemm(t, t, d, p, t, false, q, k.t());
-                    vectorised!(p.chunks_exact_mut(t).for_each(|row| softmax(row, self.scale())));
+                    vectorised!(for row in p.chunks_exact_mut(t) {
+                        softmax(row, self.scale());
+                    });
                     gemm(t, d, t, &mut y[head * d..], c, false, Matrix::new(p, t), v);
                 }
             },

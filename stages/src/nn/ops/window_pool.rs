@@ -5,6 +5,7 @@ use std::sync::OnceLock;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
+use crate::nn::kernel::add;
 use crate::nn::simd::vectorised;
 use crate::nn::storage::{gradient, output, slice, with};
 use crate::nn::tape::apply1;
@@ -166,7 +167,7 @@ impl CustomOp1 for AvgPool {
                 let y = &mut y[window * c..][..c];
                 for pixel in pixels {
                     let x = &x[pixel..][..c];
-                    vectorised!(y.iter_mut().zip(x).for_each(|(y, x)| *y += x));
+                    vectorised!(add(y, x));
                 }
                 y.iter_mut().for_each(|y| *y *= weights[window]);
             });
@@ -185,7 +186,9 @@ impl CustomOp1 for AvgPool {
                     let (dy, weight) = (&dy[window * c..][..c], weights[window]);
                     for pixel in pixels {
                         let dx = &mut dx[pixel..][..c];
-                        vectorised!(dx.iter_mut().zip(dy).for_each(|(dx, dy)| *dx += dy * weight));
+                        vectorised!(for (dx, dy) in dx.iter_mut().zip(dy) {
+                            *dx += dy * weight;
+                        });
                     }
                 });
             });
