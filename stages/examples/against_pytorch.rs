@@ -6,7 +6,8 @@
 //! ```
 //!
 //! The script runs both sides in turns and prints the table. Alone, `against_pytorch MODEL THREADS STEPS` prints one line: wall and
-//! processor milliseconds of the fastest step and of the median one.
+//! processor milliseconds of the fastest step and of the median one;
+//! `against_pytorch MODEL THREADS STEPS profile` the milliseconds of every op as well.
 #![allow(clippy::print_stdout, reason = "it prints its measurements")]
 #![allow(unsafe_code, reason = "the allocator's options are set by a call of C")]
 
@@ -19,6 +20,7 @@ use trestle_stages::model::{Arch, Config, Model};
 use trestle_stages::nn::Params;
 use trestle_stages::nn::ops::{bias_add, conv2d, cross_entropy, linear, max_pool2, one_hot, relu};
 use trestle_stages::nn::optim::AdamW;
+use trestle_stages::nn::profile;
 use trestle_stages::nn::tape;
 use trestle_stages::rng::Stream;
 
@@ -64,6 +66,9 @@ fn measure(params: &Params, steps: usize, mut loss: impl FnMut() -> Result<Tenso
     let mut adam = AdamW::new(0.01);
     let mut times = Vec::new();
     for step in 0..steps + 3 {
+        if step == 3 && profiled() {
+            profile::begin();
+        }
         let (start, begin) = (Instant::now(), cpu());
         let (loss, tape) = tape::record(&mut loss)?;
         let grads = tape.backward(&loss)?;
@@ -73,7 +78,17 @@ fn measure(params: &Params, steps: usize, mut loss: impl FnMut() -> Result<Tenso
             times.push((start.elapsed().as_secs_f64(), cpu() - begin));
         }
     }
+    let mut parts: Vec<_> = profile::end().into_iter().collect();
+    parts.sort_by_key(|(_, (time, _))| std::cmp::Reverse(*time));
+    for ((way, op), (time, calls)) in parts {
+        println!("{:9.3} ms, {:4} × {way} {op}", time.as_secs_f64() * 1e3 / steps as f64, calls / steps);
+    }
     Ok(times)
+}
+
+/// Whether the times of the ops are asked for.
+fn profiled() -> bool {
+    std::env::args().nth(4).as_deref() == Some("profile")
 }
 
 fn run(name: &str, steps: usize) -> Result<Vec<(f64, f64)>> {
@@ -105,7 +120,7 @@ fn main() -> Result<()> {
     // SAFETY: any option can be set at any time.
     unsafe { libmimalloc_sys::mi_option_set(15, -1) };
     let arguments: Vec<String> = std::env::args().collect();
-    let usage = || Error::argument("against_pytorch MODEL THREADS STEPS");
+    let usage = || Error::argument("against_pytorch MODEL THREADS STEPS [profile]");
     let number = |i: usize| arguments.get(i).and_then(|text| text.parse::<usize>().ok()).ok_or_else(usage);
     let (name, threads, steps) = (arguments.get(1).ok_or_else(usage)?, number(2)?, number(3)?);
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().map_err(|e| Error::argument(e.to_string()))?;

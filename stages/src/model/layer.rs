@@ -259,8 +259,8 @@ fn linear_specs(name: &str, inputs: usize, outputs: usize, start: Start) -> Vec<
 }
 
 fn dense(pass: &Pass<'_>, name: &str, x: &Tensor) -> Result<Tensor> {
-    let y = ops::linear(x, pass.weights.weight(&format!("{name}.weight"))?, None)?;
-    Ok(ops::bias_add(&y, pass.weights.weight(&format!("{name}.bias"))?)?)
+    let get = |tensor: &str| pass.weights.weight(&format!("{name}.{tensor}"));
+    Ok(ops::linear(x, get("weight")?, Some(get("bias")?))?)
 }
 
 impl Conv {
@@ -327,7 +327,18 @@ impl<'a> Pass<'a> {
 
     /// All layers, one after the other.
     pub fn run(&self, layers: &[Layer], x: &Tensor) -> Result<Tensor> {
-        layers.iter().try_fold(x.clone(), |x, layer| layer.forward(self, &x))
+        let (mut x, mut rest) = (x.clone(), layers);
+        loop {
+            (x, rest) = match rest {
+                [] => return Ok(x),
+                // What one pass can do together.
+                [Layer::Linear { name, .. }, Layer::Act(Act::Gelu), behind @ ..] => {
+                    let get = |tensor: &str| self.weights.weight(&format!("{name}.{tensor}"));
+                    (ops::linear_gelu(&x, get("weight")?, get("bias")?)?, behind)
+                }
+                [layer, behind @ ..] => (layer.forward(self, &x)?, behind),
+            };
+        }
     }
 
     fn batch_norm(&self, name: &str, norm: BatchNorm, x: &Tensor, shortcut: Option<&Tensor>) -> Result<Tensor> {

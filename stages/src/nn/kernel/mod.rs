@@ -97,6 +97,28 @@ pub fn gemm(m: usize, n: usize, k: usize, c: &mut [f32], ldc: usize, accumulate:
     }
 }
 
+/// `c = aᵀ·b` on all threads, of many rows: `a` `[k, m]`, `b` `[k, n]`, `c` `[m, n]`, all row-major. The rows are cut into a fixed number of
+/// parts, whose sums are added in their order.
+pub fn matmul_of_columns(m: usize, n: usize, k: usize, c: &mut [f32], a: &[f32], b: &[f32]) {
+    const PARTS: usize = 4;
+    /// Rows below which parts cost more than they bring.
+    const FEW: usize = 1024;
+    if k < FEW || m * n > 1 << 20 {
+        return matmul(m, n, k, c, Matrix::new(a, m).t(), Matrix::new(b, n));
+    }
+    let rows = k.div_ceil(PARTS);
+    let (first, c) = (&mut c[..m * n], m * n);
+    with_scratch((PARTS - 1) * c, |rest| {
+        let parts = std::iter::once(&mut *first).chain(rest.chunks_exact_mut(c)).collect::<Vec<_>>();
+        parts.into_par_iter().zip(a.par_chunks(rows * m)).zip(b.par_chunks(rows * n)).for_each(|((c, a), b)| {
+            gemm(m, n, b.len() / n, c, n, false, Matrix::new(a, m).t(), Matrix::new(b, n));
+        });
+        for part in rest.chunks_exact(c) {
+            vectorised!(add(first, part));
+        }
+    });
+}
+
 /// `c = a·b` on all threads; `c` is row-major `[m, n]`.
 pub fn matmul(m: usize, n: usize, k: usize, c: &mut [f32], a: Matrix<'_>, b: Matrix<'_>) {
     if m * n * k < 1 << 15 {

@@ -23,23 +23,54 @@ struct SelfAttention {
     weights: OnceLock<Vec<f32>>,
 }
 
+/// The values of a row put together over fixed lanes.
 #[inline(always)]
-fn lanes(values: impl Iterator<Item = f32>, join: impl Fn(f32, f32) -> f32, start: f32) -> f32 {
+fn lanes(row: &[f32], join: impl Fn(f32, f32) -> f32, start: f32) -> f32 {
     let mut kept = [start; LANES];
-    for (i, v) in values.enumerate() {
-        kept[i % LANES] = join(kept[i % LANES], v);
+    let (blocks, rest) = row.as_chunks::<LANES>();
+    for block in blocks {
+        for lane in 0..LANES {
+            kept[lane] = join(kept[lane], block[lane]);
+        }
     }
-    kept.into_iter().fold(start, join)
+    for (kept, value) in kept.iter_mut().zip(rest) {
+        *kept = join(*kept, *value);
+    }
+    let mut all = start;
+    for value in kept {
+        all = join(all, value);
+    }
+    all
+}
+
+/// Σ a·b over fixed lanes.
+#[inline(always)]
+fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let mut sums = [0.0; LANES];
+    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
+    for (a, b) in a.iter().zip(b) {
+        for lane in 0..LANES {
+            sums[lane] += a[lane] * b[lane];
+        }
+    }
+    for ((a, b), sum) in a_rest.iter().zip(b_rest).zip(&mut sums) {
+        *sum += a * b;
+    }
+    let mut all = 0.0;
+    for sum in sums {
+        all += sum;
+    }
+    all
 }
 
 /// Softmax of `scale · row`.
 #[inline(always)]
 fn softmax(row: &mut [f32], scale: f32) {
-    let max = lanes(row.iter().copied(), f32::max, f32::NEG_INFINITY);
+    let max = lanes(row, |a, b| if b > a { b } else { a }, f32::NEG_INFINITY);
     for v in row.iter_mut() {
         *v = exp((*v - max) * scale);
     }
-    let share = 1.0 / lanes(row.iter().copied(), |a, b| a + b, 0.0);
+    let share = 1.0 / lanes(row, |a, b| a + b, 0.0);
     for v in row {
         *v *= share;
     }
@@ -48,7 +79,7 @@ fn softmax(row: &mut [f32], scale: f32) {
 /// From the gradient of a softmax `p` that of its logits, in place, times `scale`.
 #[inline(always)]
 fn softmax_back(p: &[f32], row: &mut [f32], scale: f32) {
-    let dot = lanes(p.iter().zip(&*row).map(|(p, d)| p * d), |a, b| a + b, 0.0);
+    let dot = dot(p, row);
     for (d, p) in row.iter_mut().zip(p) {
         *d = p * (*d - dot) * scale;
     }
