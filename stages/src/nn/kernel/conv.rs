@@ -27,6 +27,23 @@ fn copy(from: &[f32], to: &mut [f32]) {
     }
 }
 
+/// What follows a convolution in the same pass.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Then<'a> {
+    /// Is added to every pixel.
+    pub bias: Option<&'a [f32]>,
+    /// A ReLU at the end.
+    pub relu: bool,
+}
+
+/// `max(y, 0)`; what is not a number stays.
+#[inline(always)]
+pub(super) fn floor(y: &mut [f32]) {
+    for y in y {
+        *y = if *y < 0.0 { 0.0 } else { *y };
+    }
+}
+
 /// The shape of a convolution over `[n, h, w, c]` with `o` kernels of `kh × kw` in `groups` groups: weights `[kh, kw, c / groups, o]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Conv {
@@ -44,6 +61,10 @@ pub struct Conv {
     pub groups: usize,
     /// Whether Winograd's algorithm may be used, which rounds more.
     pub fast: bool,
+    /// Values from one pixel of the images to the next: `c`, unless they are part of wider ones, as [`expand`](Self::expand) has them.
+    pub x_row: usize,
+    /// The same of the results.
+    pub y_row: usize,
 }
 
 impl Conv {
@@ -118,22 +139,17 @@ impl Conv {
         }
     }
 
-    /// `y = conv(x, w) + bias`.
-    pub fn forward(&self, x: &[f32], w: &[f32], bias: Option<&[f32]>) -> Vec<f32> {
+    /// `y = conv(x, w)`, and what follows.
+    pub fn forward(&self, x: &[f32], w: &[f32], then: Then<'_>) -> Vec<f32> {
         if self.is_depthwise() {
-            return self.depthwise(x, w, bias);
-        }
-        if self.is_winograd() {
-            let mut y = self.winograd(x, w);
-            if let Some(bias) = bias {
-                let rows = y.par_chunks_mut(256 * self.o);
-                rows.for_each(|y| {
-                    vectorised!(for y in y.chunks_exact_mut(self.o) {
-                        add(y, bias);
-                    });
-                });
+            let mut y = self.depthwise(x, w, then.bias);
+            if then.relu {
+                y.par_chunks_mut(256 * self.o).for_each(|y| vectorised!(floor(y)));
             }
             return y;
+        }
+        if self.is_winograd() {
+            return self.winograd(x, w, then);
         }
         // SAFETY: every chunk is a product that does not read what was there, or first filled with the bias.
         let mut y = unsafe { unwritten(self.pixels() * self.o) };
@@ -141,21 +157,27 @@ impl Conv {
         let (c, o) = self.group();
         y.par_chunks_mut(chunk * self.o).enumerate().for_each(|(i, y)| {
             let pixels = y.len() / self.o;
-            if let Some(bias) = bias {
-                y.chunks_exact_mut(self.o).for_each(|y| y.copy_from_slice(bias));
+            if let Some(bias) = then.bias {
+                for y in y.chunks_exact_mut(self.o) {
+                    y.copy_from_slice(bias);
+                }
             }
-            let add = bias.is_some();
+            let add = then.bias.is_some();
             if self.is_product() {
                 let x = Matrix::new(&x[i * chunk * c..], c);
-                return gemm(pixels, o, c, y, o, add, x, Matrix::new(w, o));
+                gemm(pixels, o, c, y, o, add, x, Matrix::new(w, o));
+            } else {
+                with_scratch(pixels * patch, |rows| {
+                    for group in 0..self.groups {
+                        self.patches(x, i * chunk, group, rows);
+                        let w = Matrix::new(&w[group * o..], self.o);
+                        gemm(pixels, o, patch, &mut y[group * o..], self.o, add, Matrix::new(rows, patch), w);
+                    }
+                });
             }
-            with_scratch(pixels * patch, |rows| {
-                for group in 0..self.groups {
-                    self.patches(x, i * chunk, group, rows);
-                    let w = Matrix::new(&w[group * o..], self.o);
-                    gemm(pixels, o, patch, &mut y[group * o..], self.o, add, Matrix::new(rows, patch), w);
-                }
-            });
+            if then.relu {
+                vectorised!(floor(y));
+            }
         });
         y
     }
@@ -180,8 +202,9 @@ impl Conv {
             // A convolution of dy with the kernels turned around, inputs and outputs exchanged.
             let (down, across) = (self.kh - 1, self.kw - 1);
             let pad = [down - top, across - left, down - bottom, across - right];
-            let turned = Self { h: self.out_h(), w: self.out_w(), c: self.o, o: self.c, pad, ..*self };
-            return turned.forward(dy, &self.turned(w), None);
+            let turned =
+                Self { h: self.out_h(), w: self.out_w(), c: self.o, o: self.c, x_row: self.y_row, y_row: self.x_row, pad, ..*self };
+            return turned.forward(dy, &self.turned(w), Then::default());
         }
         self.scatter(dy, w)
     }

@@ -6,16 +6,19 @@ use std::cell::RefCell;
 use rayon::prelude::*;
 
 use super::simd::vectorised;
+use super::storage::unwritten;
 
 mod conv;
 mod depthwise;
+mod expand;
 pub(crate) mod lanes;
 mod winograd;
 
-pub use conv::Conv;
+pub use conv::{Conv, Then};
+pub use expand::Weights as ExpandWeights;
 
 /// Rows of a product that one task computes. A fixed number: the cut must not depend on the threads.
-const ROWS: usize = 128;
+const ROWS: usize = 256;
 /// Columns of a product that one task computes when there are few rows.
 const COLUMNS: usize = 256;
 thread_local! {
@@ -183,6 +186,27 @@ pub fn add_up(mut parts: Vec<Vec<f32>>) -> Vec<f32> {
         vectorised!(add(&mut total, &part));
     }
     total
+}
+
+/// The gradient `dy` where `y` is above 0, and its sums over the rows of `[rows, c]`, as [`column_sums`] has them.
+pub fn masked_with_sums(y: &[f32], dy: &[f32], c: usize) -> (Vec<f32>, Vec<f32>) {
+    assert!(y.len() == dy.len() && y.len().is_multiple_of(c), "a gradient has the shape of the result");
+    // SAFETY: the chunks below are all of it, in whole rows, and each is written whole.
+    let mut masked = unsafe { unwritten(y.len()) };
+    let chunks = masked.par_chunks_mut(512 * c).zip(y.par_chunks(512 * c)).zip(dy.par_chunks(512 * c));
+    let parts = chunks
+        .map(|((masked, y), dy)| {
+            let mut sum = vec![0.0; c];
+            vectorised!(for ((masked, y), dy) in masked.chunks_exact_mut(c).zip(y.chunks_exact(c)).zip(dy.chunks_exact(c)) {
+                for (((m, y), dy), sum) in masked.iter_mut().zip(y).zip(dy).zip(&mut sum) {
+                    *m = if *y > 0.0 { *dy } else { 0.0 };
+                    *sum += *m;
+                }
+            });
+            sum
+        })
+        .collect();
+    (masked, add_up(parts))
 }
 
 /// Sums over the rows of `[rows, c]`: fixed chunks apart, added in their order.
