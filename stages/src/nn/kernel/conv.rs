@@ -12,20 +12,12 @@ pub(super) const PARTS: usize = 8;
 
 /// Values of the parts' buffers together above which they cost more than they bring.
 const LARGE: usize = 1 << 20;
+/// Values of a line of a patch up to which it is copied from an image with its padding.
+const NARROW: usize = 32;
 /// Values of gathered patches that one convolution may hold.
 const GATHERED: usize = 1 << 24;
 /// Rows of the weights' gradient that one task makes.
 const WEIGHT_ROWS: usize = 192;
-
-/// Copies without a call where there are few values, as in grey images.
-#[inline(always)]
-fn copy(from: &[f32], to: &mut [f32]) {
-    if from.len() <= 12 {
-        to.iter_mut().zip(from).for_each(|(t, f)| *t = *f);
-    } else {
-        to.copy_from_slice(from);
-    }
-}
 
 /// What follows a convolution in the same pass.
 #[derive(Debug, Clone, Copy, Default)]
@@ -110,6 +102,9 @@ impl Conv {
 
     /// Patches of a group of the pixels from `start` on, one a row, into `rows`.
     fn patches(&self, x: &[f32], start: usize, group: usize, rows: &mut [f32]) {
+        if self.groups == 1 && self.kw * self.c <= NARROW {
+            return self.narrow_patches(x, start, rows);
+        }
         let (oh, ow) = (self.out_h(), self.out_w());
         let (c, [sh, sw]) = (self.group().0, self.stride);
         let line = self.kw * c;
@@ -128,13 +123,53 @@ impl Conv {
                 let source = ((image * self.h + y - self.pad[0]) * self.w + left + from - self.pad[1]) * self.c + group * c;
                 line[..from * c].fill(0.0);
                 if self.groups == 1 {
-                    copy(&x[source..source + (to - from) * c], &mut line[from * c..to * c]);
+                    line[from * c..to * c].copy_from_slice(&x[source..source + (to - from) * c]);
                 } else {
                     for (j, part) in line[from * c..to * c].chunks_exact_mut(c).enumerate() {
                         part.copy_from_slice(&x[source + j * self.c..][..c]);
                     }
                 }
                 line[to * c..].fill(0.0);
+            }
+        }
+    }
+
+    /// [`patches`](Self::patches) where a line of one is a few values, as of grey and RGB images: copied from an image with its padding,
+    /// without a call or a question for each line.
+    fn narrow_patches(&self, x: &[f32], start: usize, rows: &mut [f32]) {
+        let (size, c) = (self.out_h() * self.out_w(), self.c);
+        let [top, left, bottom, right] = self.pad;
+        let (tall, wide) = (self.h + top + bottom, self.w + left + right);
+        with_scratch(tall * wide * c, |padded| {
+            padded.fill(0.0);
+            let (mut pixel, mut rows) = (start, rows);
+            while !rows.is_empty() {
+                let (image, first) = (pixel / size, pixel % size);
+                let lines = x[image * self.h * self.w * c..].chunks_exact(self.w * c).take(self.h);
+                for (line, to) in lines.zip(padded[top * wide * c..].chunks_exact_mut(wide * c)) {
+                    to[left * c..][..self.w * c].copy_from_slice(line);
+                }
+                let count = (size - first).min(rows.len() / self.patch());
+                let (these, rest) = rows.split_at_mut(count * self.patch());
+                vectorised!(match self.kw * c {
+                    3 => self.lines::<3>(padded, wide, first, these),
+                    9 => self.lines::<9>(padded, wide, first, these),
+                    21 => self.lines::<21>(padded, wide, first, these),
+                    _ => self.lines::<0>(padded, wide, first, these),
+                });
+                (pixel, rows) = (pixel + count, rest);
+            }
+        });
+    }
+
+    /// The patches from `first` on of an image with padding, whose lines have `N` values, or any number if that is 0.
+    #[inline(always)]
+    fn lines<const N: usize>(&self, padded: &[f32], wide: usize, first: usize, rows: &mut [f32]) {
+        let (line, ow, [sh, sw]) = (if N == 0 { self.kw * self.c } else { N }, self.out_w(), self.stride);
+        for (i, row) in rows.chunks_exact_mut(self.kh * line).enumerate() {
+            let from = ((first + i) / ow * sh * wide + (first + i) % ow * sw) * self.c;
+            for (y, to) in row.chunks_exact_mut(line).enumerate() {
+                to.copy_from_slice(&padded[from + y * wide * self.c..][..line]);
             }
         }
     }
