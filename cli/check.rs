@@ -143,7 +143,7 @@ fn as_json(files: &Files, at: At<'_>, problem: &Problem) -> serde_json::Value {
     let mut value = json!({"event": "mistake", "file": main_file(files), "code": problem.code, "message": problem.message});
     if let Some((source, span)) = at {
         value["file"] = source.name.as_str().into();
-        for (end, byte) in [("", span.start), ("end_", span.end)] {
+        for (end, byte) in [("", span.start()), ("end_", span.end())] {
             let (line, column) = place(&source.text, byte);
             value[format!("{end}line")] = line.into();
             value[format!("{end}column")] = column.into();
@@ -157,7 +157,7 @@ fn as_json(files: &Files, at: At<'_>, problem: &Problem) -> serde_json::Value {
 
 fn annotation(files: &Files, at: At<'_>, problem: &Problem) -> String {
     let (file, (line, column)) = match at {
-        Some((source, span)) => (source.name.as_str(), place(&source.text, span.start)),
+        Some((source, span)) => (source.name.as_str(), place(&source.text, span.start())),
         None => (main_file(files), (1, 1)),
     };
     let help = problem.help.as_ref().map(|help| format!("\nhelp: {help}")).unwrap_or_default();

@@ -77,7 +77,7 @@ fn located(mut problem: Problem, files: &Files) -> Report {
     for (span, text) in std::mem::take(&mut problem.labels) {
         match files.locate(span) {
             Some((other, inside)) if other.base == source.base => problem.labels.push((inside, text)),
-            Some((other, inside)) => elsewhere.push(format!("{}:{}: {text}", other.name, line(&other.text, inside.start))),
+            Some((other, inside)) => elsewhere.push(format!("{}:{}: {text}", other.name, line(&other.text, inside.start()))),
             None => {}
         }
     }

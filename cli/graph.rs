@@ -60,7 +60,7 @@ fn collapsed(pipeline: &Pipeline, fates: &[(StageId, Fate)]) -> Parts {
     let mut bases: Vec<&str> = Vec::new();
     let mut members: BTreeMap<&str, Vec<&(StageId, Fate)>> = BTreeMap::new();
     for entry in fates {
-        let base = pipeline.stages[entry.0].base.as_str();
+        let base = pipeline.stages[entry.0].base();
         if !members.contains_key(base) {
             bases.push(base);
         }
@@ -77,10 +77,8 @@ fn collapsed(pipeline: &Pipeline, fates: &[(StageId, Fate)]) -> Parts {
     });
     let mut edges: Vec<(usize, usize)> = Vec::new();
     for (id, _) in fates {
-        let to = place[pipeline.stages[*id].base.as_str()];
-        edges.extend(
-            pipeline.stages[*id].upstream().into_iter().filter_map(|up| Some((*place.get(pipeline.stages[up].base.as_str())?, to))),
-        );
+        let to = place[pipeline.stages[*id].base()];
+        edges.extend(pipeline.stages[*id].upstream().into_iter().filter_map(|up| Some((*place.get(pipeline.stages[up].base())?, to))));
     }
     edges.sort_unstable();
     edges.dedup();

@@ -118,7 +118,7 @@ fn stage_json(pipeline: &Pipeline, stage: &Stage) -> Value {
         .iter()
         .map(|slot| (slot.name.clone(), slot.values.iter().map(|bound| pipeline.describe(&bound.origin)).collect()))
         .collect();
-    let mut value = json!({"stage": stage.name, "base": stage.base, "labels": stage.labels});
+    let mut value = json!({"stage": stage.name, "base": stage.base(), "labels": stage.labels});
     match &stage.action {
         Action::Native { kind, version, params } => {
             value["uses"] = json!(kind);

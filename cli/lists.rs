@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use trestle_cache::{Cache, Content};
 use trestle_engine::compiled::Compiled;
@@ -110,7 +111,9 @@ pub struct Rounds {
     told: HashSet<String>,
     /// Stages that this round tells of.
     telling: Vec<String>,
+    /// Stages that earlier rounds executed, and those that this one did by now.
     executed: usize,
+    executing: usize,
     seconds: f64,
     /// The lists that this round makes.
     making: HashSet<(String, String)>,
@@ -136,6 +139,7 @@ impl Rounds {
         match event {
             Event::Cached { stage, .. } if self.told.contains(&stage) => None,
             Event::Cached { ref stage, .. } | Event::Done { ref stage, .. } => {
+                self.executing += usize::from(matches!(event, Event::Done { .. }));
                 self.telling.push(stage.clone());
                 Some(event)
             }
@@ -146,10 +150,10 @@ impl Rounds {
     }
 
     /// Ends a round that was not the last.
-    pub fn end(&mut self, summary: &Summary) {
+    pub fn end(&mut self, took: Duration) {
         self.told.extend(self.telling.drain(..));
-        self.executed += summary.executed;
-        self.seconds += summary.seconds;
+        self.executed += std::mem::take(&mut self.executing);
+        self.seconds += took.as_secs_f64();
     }
 
     /// The counts of all rounds: what an earlier one executed, this one found in the cache.

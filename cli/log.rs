@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use trestle_engine::plan::{Fate, plan};
+use trestle_engine::plan::{Fate, given};
 
 use crate::args::Log;
 use crate::fail::Fail;
@@ -21,7 +21,7 @@ pub fn log(args: &Log) -> Result<ExitCode, Fail> {
         return crate::print(&String::from_utf8_lossy(&text));
     }
     let wanted = project.wanted(std::slice::from_ref(&name))?;
-    let fates = plan(&project.pipeline, &wanted, &project.cache, &project.history)?;
+    let fates = given(&project.pipeline, &wanted, &project.cache, &project.history)?;
     let record = fates.into_iter().find_map(|(other, fate)| match fate {
         Fate::Hit(record) if other == id => Some(record),
         _ => None,

@@ -52,7 +52,7 @@ fn main() -> ExitCode {
         Command::Lock(args) => lock::lock(&args),
         Command::Verify(args) => verify::verify(&args),
         Command::Init(args) => init::init(&args),
-        Command::Run(args) => afresh(&args.words, &args.source, || run::run(&args)),
+        Command::Run(args) => run::run(&args),
         Command::Plan(args) => afresh(&args.words, &args.source, || plan::plan(&args)),
         Command::Explain(args) => explain::explain(&args),
         Command::Graph(args) => graph::graph(&args),

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use trestle_cache::{Content, How};
 use trestle_engine::pipeline::{Stage, StageId};
-use trestle_engine::plan::{Fate, plan};
+use trestle_engine::plan::{Fate, given};
 
 use crate::args::Out;
 use crate::fail::Fail;
@@ -47,7 +47,7 @@ pub fn out(args: &Out) -> Result<ExitCode, Fail> {
 fn outputs(project: &Project, id: StageId) -> Result<std::collections::BTreeMap<String, Content>, Fail> {
     let name = project.pipeline.stages[id].name.clone();
     let wanted = project.wanted(std::slice::from_ref(&name))?;
-    let fates = plan(&project.pipeline, &wanted, &project.cache, &project.history)?;
+    let fates = given(&project.pipeline, &wanted, &project.cache, &project.history)?;
     project.cache.flush()?;
     match fates.into_iter().find(|(other, _)| *other == id) {
         Some((_, Fate::Hit(record))) => Ok(record.outputs),

@@ -37,7 +37,7 @@ pub const RUNS: &str = "runs";
 pub struct Place {
     /// The pipeline file, as named.
     pub file: PathBuf,
-    text: String,
+    text: Arc<String>,
     /// The folder of the file.
     folder: PathBuf,
     /// The root of the project.
@@ -64,13 +64,13 @@ impl Place {
         let root = root(&folder);
         let cache = source.cache.clone().unwrap_or_else(|| root.join(FOLDER));
         let params = source.params.iter().map(|path| read_params(path)).collect::<Result<_, _>>()?;
-        Ok((Self { file, text, folder, root, cache, source: source.clone(), params }, rest))
+        Ok((Self { file, text: text.into(), folder, root, cache, source: source.clone(), params }, rest))
     }
 
     /// The resolved pipeline, and all that was asked of the world outside of the file meanwhile.
     fn resolve(&self, lists: &Lists, registry: &Registry) -> Result<(Pipeline, Vec<Dependency>), Fail> {
         let mut files = Files::new();
-        files.add(self.file.display().to_string(), self.text.clone());
+        files.add(self.file.display().to_string(), Arc::clone(&self.text));
         let name = self.file.file_stem().map_or_else(|| "pipeline".to_owned(), |stem| stem.to_string_lossy().into_owned());
         let asked = RefCell::new(Vec::new());
         let environment = |name: &str| {
@@ -136,9 +136,10 @@ impl Place {
             |_| "unknown".to_owned(),
             |meta| format!("{} {} {} {} {}", meta.dev(), meta.ino(), meta.len(), meta.mtime(), meta.mtime_nsec()),
         );
-        let mut bytes = Vec::with_capacity(self.text.len() + 256);
+        let mut bytes = Vec::new();
         let folder = self.folder.to_string_lossy();
-        let parts = [build.as_str(), &folder, &self.file.to_string_lossy(), &self.text];
+        let text = Digest::of(self.text.as_bytes()).to_string();
+        let parts = [build.as_str(), &folder, &self.file.to_string_lossy(), &text];
         let set = self.source.set.iter().flat_map(|set| ["set", set]);
         let params = self.params.iter().flat_map(|(_, text)| ["params", text]);
         let profile = self.source.profile.iter().flat_map(|profile| ["profile", profile]);

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use trestle_engine::event::Event;
 use trestle_engine::executor::{Cancel, Executor, Local, Sandbox, end_below};
@@ -43,10 +43,20 @@ pub fn run(args: &Run) -> Result<ExitCode, Fail> {
     }
     let mut rounds = Rounds::default();
     let mut recording = None;
+    let mut is_mended = false;
     // Lists that stages are expanded over are made in rounds of their own; the last round is for everything.
     loop {
-        if let Some(summary) = round(args, &runtime, &cancel, &mut rounds, &mut recording, render.as_mut())? {
-            return Ok(exit_code(&summary));
+        let start = Instant::now();
+        match round(args, &runtime, &cancel, &mut rounds, &mut recording, render.as_mut()) {
+            Ok(Some(summary)) => return Ok(exit_code(&summary)),
+            Ok(None) => {}
+            // What was kept of the pipeline turned out to be damaged on the way: what is done is done, and the rest begins anew from the YAML.
+            Err(fail) if fail.is_damaged_plan() && !is_mended => {
+                is_mended = true;
+                Session::forget(&args.words, &args.source)?;
+                rounds.end(start.elapsed());
+            }
+            Err(fail) => return Err(fail),
         }
     }
 }
@@ -93,7 +103,7 @@ fn round(
     if !is_last && lists::is_good(&summary) {
         // What the last run left of the other stages is not thrown away for what this round knows.
         session.cache.flush()?;
-        rounds.end(&summary);
+        rounds.end(Duration::from_secs_f64(summary.seconds));
         return Ok(None);
     }
     if args.format == Format::Human && lists::is_good(&summary) {

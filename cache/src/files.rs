@@ -1,5 +1,7 @@
 //! Files and folders of the file system: their stat, their hash, and what a folder holds.
 
+mod large;
+
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::{self, File, Metadata};
@@ -8,14 +10,11 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use large::PIECE;
+
 use crate::content::{Content, Entry, Tree, link_stays};
 use crate::digest::{BlobId, TreeId};
 use crate::error::{Error, Result};
-
-/// How many bytes are read at a time, and from which size on a file is hashed by all threads.
-///
-/// Reading costs one copy that a memory map would save; in return a file that shrinks while it is read is an error, not a SIGBUS.
-const CHUNK: usize = 1 << 20;
 
 /// What the file system says about a file; the same stat means the same bytes (see [`crate::index`]). Times in ns since 1970.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,7 +77,7 @@ pub fn hash_open(file: &mut File, path: &Path) -> Result<Hashed> {
     if before.is_dir() {
         return Err(failed()(io::ErrorKind::IsADirectory.into()));
     }
-    let id = hash_reader(file, before.len()).map_err(failed())?;
+    let id = hash_bytes(file, before.len()).map_err(failed())?.ok_or_else(|| Error::Changing { path: path.to_owned() })?;
     let after = file.metadata().map_err(failed())?;
     let stat = Stat::from(&after);
     if (Stat { ctime: 0, ..Stat::from(&before) }) != (Stat { ctime: 0, ..stat }) {
@@ -94,36 +93,15 @@ pub fn hash_file(path: &Path) -> Result<Hashed> {
     hash_open(&mut file, path)
 }
 
-/// Hashes all that `reader` gives; `size` is a hint.
-fn hash_reader(reader: &mut (impl Read + Send), size: u64) -> io::Result<BlobId> {
-    let mut hasher = blake3::Hasher::new();
-    if size < CHUNK as u64 {
-        // One byte more than wanted, so that the end shows without another allocation.
-        let mut bytes = Vec::with_capacity(size as usize + 1);
-        reader.read_to_end(&mut bytes)?;
-        hasher.update(&bytes);
-    } else {
-        hash_large(reader, &mut hasher)?;
+/// Hashes the `size` bytes of a file; `None` if it has fewer by now. More show by its stat.
+fn hash_bytes(file: &mut File, size: u64) -> io::Result<Option<BlobId>> {
+    if size > PIECE {
+        return large::hash(file, size);
     }
-    Ok(BlobId::new(hasher.finalize().into()))
-}
-
-/// Hashes with all threads, and reads the next chunk meanwhile.
-fn hash_large(reader: &mut (impl Read + Send), hasher: &mut blake3::Hasher) -> io::Result<()> {
-    let (mut full, mut empty) = (Vec::with_capacity(CHUNK), Vec::with_capacity(CHUNK));
-    read_chunk(reader, &mut full)?;
-    while !full.is_empty() {
-        let (_, result) = rayon::join(|| hasher.update_rayon(&full), || read_chunk(reader, &mut empty));
-        result?;
-        std::mem::swap(&mut full, &mut empty);
-    }
-    Ok(())
-}
-
-/// Fills `buffer`, unless the file ends before that.
-fn read_chunk(reader: &mut impl Read, buffer: &mut Vec<u8>) -> io::Result<()> {
-    buffer.clear();
-    reader.take(CHUNK as u64).read_to_end(buffer).map(drop)
+    // One byte more than wanted, so that the end shows without another allocation.
+    let mut bytes = Vec::with_capacity(size as usize + 1);
+    file.read_to_end(&mut bytes)?;
+    Ok(Some(BlobId::of(&bytes)))
 }
 
 /// What a folder holds, read before anything is done with it, so that a folder with something odd in it is refused as a whole.

@@ -6,9 +6,13 @@
 //! was older than the clock's grain when hashing began. A file that is too fresh is hashed again next time.
 //!
 //! The index is a cache of a cache: it may be lost, cut short or of another version, and costs time alone.
+//!
+//! The file holds the entries in order and is searched as it is; what is noted lies apart until it is merged in.
 
-use std::collections::HashMap;
-use std::fs;
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Seek, SeekFrom, Write};
+use std::iter::Peekable;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -36,12 +40,15 @@ pub struct Index {
 
 #[derive(Debug, Default)]
 struct State {
-    /// By device and inode; none as long as the file was not read.
-    entries: Option<Entries>,
-    changed: bool,
+    /// What the file holds; none as long as it was not read.
+    file: Option<Entries>,
+    /// What goes over it.
+    noted: BTreeMap<(u64, u64), Known>,
 }
 
-type Entries = HashMap<(u64, u64), Known>;
+/// The entries of a file, by device and inode.
+#[derive(Debug, Default)]
+struct Entries(Vec<u8>);
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Known {
@@ -59,19 +66,23 @@ impl Index {
 
     /// Whether there is something to flush.
     pub fn is_changed(&self) -> bool {
-        self.lock().changed
+        !self.lock().noted.is_empty()
     }
 
     /// The id of the file with this stat, if its bytes were hashed under it.
     pub fn known(&self, stat: &Stat) -> Option<BlobId> {
         let mut state = self.lock();
-        let known = self.entries(&mut state).get_mut(&(stat.dev, stat.ino)).filter(|known| known.stat == *stat)?;
-        let (id, today) = (known.id, today());
+        let file = (stat.dev, stat.ino);
+        let known = match state.noted.get(&file) {
+            Some(known) => *known,
+            None => state.file.get_or_insert_with(|| read(&self.path)).find(file)?,
+        };
+        let today = today();
+        let known = Some(known).filter(|known| known.stat == *stat)?;
         if known.day != today {
-            known.day = today;
-            state.changed = true;
+            state.noted.insert(file, Known { day: today, ..known });
         }
-        Some(id)
+        Some(known.id)
     }
 
     /// Notes what a file hashed to, unless it is too fresh. Says whether it was noted.
@@ -80,32 +91,24 @@ impl Index {
         if !is_settled(&stat, hashed.began) {
             return false;
         }
-        let mut state = self.lock();
-        self.entries(&mut state).insert((stat.dev, stat.ino), Known { stat, id: hashed.id, day: today() });
-        state.changed = true;
+        self.lock().noted.insert((stat.dev, stat.ino), Known { stat, id: hashed.id, day: today() });
         true
     }
 
     /// Writes the index if it changed, with what another process wrote meanwhile. Not synced to disk: its loss costs time alone.
     pub fn flush(&self, temporary: &Path) -> Result<()> {
         let mut state = self.lock();
-        if !state.changed {
+        if state.noted.is_empty() {
             return Ok(());
         }
-        let entries = self.entries(&mut state);
-        for (file, known) in read(&self.path) {
-            entries.entry(file).or_insert(known);
-        }
+        let before = read(&self.path);
         let today = today();
-        entries.retain(|_, known| known.day + DAYS >= today);
-        fs::write(temporary, encode(entries)).map_err(Error::io("write", temporary))?;
+        let merged = merge(before.iter().peekable(), state.noted.values().copied().peekable());
+        write(temporary, merged.filter(|known| known.day + DAYS >= today)).map_err(Error::io("write", temporary))?;
         fs::rename(temporary, &self.path).map_err(Error::io("write", &self.path))?;
-        state.changed = false;
+        state.file = None;
+        state.noted.clear();
         Ok(())
-    }
-
-    fn entries<'s>(&self, state: &'s mut State) -> &'s mut Entries {
-        state.entries.get_or_insert_with(|| read(&self.path))
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -125,29 +128,88 @@ fn today() -> u64 {
     now().unsigned_abs() / (24 * 3600 * 1_000_000_000)
 }
 
-fn encode(entries: &Entries) -> Vec<u8> {
-    let mut body = Vec::with_capacity(entries.len() * ENTRY);
-    let mut sorted: Vec<_> = entries.values().collect();
-    sorted.sort_unstable_by_key(|known| (known.stat.dev, known.stat.ino));
-    for Known { stat, id, day } in sorted {
-        let numbers = [stat.dev, stat.ino, stat.size, stat.mtime.cast_unsigned(), stat.ctime.cast_unsigned(), *day];
-        body.extend(numbers.iter().flat_map(|number| number.to_le_bytes()));
-        body.extend(id.as_bytes());
+impl Known {
+    fn file(&self) -> (u64, u64) {
+        (self.stat.dev, self.stat.ino)
     }
-    [TAG, Digest::of(&body).as_bytes(), &body].concat()
+}
+
+impl Entries {
+    fn iter(&self) -> impl Iterator<Item = Known> {
+        self.0.chunks_exact(ENTRY).filter_map(decode_entry)
+    }
+
+    fn find(&self, file: (u64, u64)) -> Option<Known> {
+        let (entries, _) = self.0.as_chunks::<ENTRY>();
+        let at = entries.binary_search_by_key(&Some(file), |entry| decode_entry(entry).map(|known| known.file())).ok()?;
+        decode_entry(&entries[at])
+    }
+}
+
+/// Both in order, each file once; what was noted goes over what was there.
+fn merge(
+    mut before: Peekable<impl Iterator<Item = Known>>,
+    mut noted: Peekable<impl Iterator<Item = Known>>,
+) -> impl Iterator<Item = Known> {
+    std::iter::from_fn(move || {
+        let (old, new) = (before.peek().map(Known::file), noted.peek().map(Known::file));
+        match (old, new) {
+            (Some(old), Some(new)) if old < new => before.next(),
+            (Some(old), Some(new)) if old == new => {
+                before.next();
+                noted.next()
+            }
+            (Some(_), None) => before.next(),
+            _ => noted.next(),
+        }
+    })
+}
+
+/// Writes a file of entries that are in order.
+fn write(path: &Path, entries: impl Iterator<Item = Known>) -> io::Result<()> {
+    let mut file = File::create(path)?;
+    file.write_all(&[TAG, &[0; 32]].concat())?;
+    let mut out = BufWriter::with_capacity(1 << 18, Hashing { file, hasher: blake3::Hasher::new() });
+    for Known { stat, id, day } in entries {
+        for number in [stat.dev, stat.ino, stat.size, stat.mtime.cast_unsigned(), stat.ctime.cast_unsigned(), day] {
+            out.write_all(&number.to_le_bytes())?;
+        }
+        out.write_all(id.as_bytes())?;
+    }
+    let Hashing { mut file, hasher } = out.into_inner().map_err(io::IntoInnerError::into_error)?;
+    file.seek(SeekFrom::Start(TAG.len() as u64))?;
+    file.write_all(hasher.finalize().as_bytes())
+}
+
+/// Hashes what is written to a file.
+struct Hashing {
+    file: File,
+    hasher: blake3::Hasher,
+}
+
+impl Write for Hashing {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.file.write(bytes)?;
+        self.hasher.update(&bytes[..written]);
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
 }
 
 fn read(path: &Path) -> Entries {
-    fs::read(path).ok().and_then(|bytes| decode(&bytes)).unwrap_or_default()
+    fs::read(path).ok().and_then(decode).unwrap_or_default()
 }
 
-fn decode(bytes: &[u8]) -> Option<Entries> {
+fn decode(mut bytes: Vec<u8>) -> Option<Entries> {
     let (checksum, body) = bytes.strip_prefix(TAG)?.split_at_checked(32)?;
     if checksum != Digest::of(body).as_bytes() || body.len() % ENTRY != 0 {
         return None;
     }
-    let known = body.chunks_exact(ENTRY).map(decode_entry).collect::<Option<Vec<_>>>()?;
-    Some(known.into_iter().map(|known| ((known.stat.dev, known.stat.ino), known)).collect())
+    bytes.drain(..TAG.len() + 32);
+    Some(Entries(bytes))
 }
 
 fn decode_entry(entry: &[u8]) -> Option<Known> {

@@ -34,7 +34,7 @@ pub fn manifest(stage: &Stage, contents: &Contents) -> Manifest {
             manifest.push(Section::Stage, "kind", "command");
             manifest.push(Section::Stage, "version", "1");
             manifest.push(Section::Command, "script", script.as_str());
-            manifest.push(Section::Command, "shell", Value::from(shell.as_slice()).to_string());
+            manifest.push(Section::Command, "shell", Value::from(shell.to_vec()).to_string());
             // Only where they are used: a stage without them keeps the key that it had before they existed.
             if !workdir.is_empty() {
                 manifest.push(Section::Command, "workdir", workdir.as_str());

@@ -11,7 +11,7 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::path::Path;
 
 use trestle_cache::{ActionKey, BlobId, Content, Digest, FileStat, TreeId};
@@ -19,7 +19,8 @@ use trestle_cache::{ActionKey, BlobId, Content, Digest, FileStat, TreeId};
 use crate::compiled::{Compiled, take, take_numbers, take_u32};
 use crate::pipeline::StageId;
 
-const TAG: &[u8] = b"trestle memo v2\n";
+/// Opens the file. Raise the version whenever the layout changes.
+pub const TAG: &[u8] = b"trestle memo v2\n";
 
 /// See the module.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -92,7 +93,10 @@ impl Memo {
     /// If it cannot be written.
     pub fn save(&self, temporary: &Path, path: &Path) -> io::Result<()> {
         let body = self.encode();
-        fs::write(temporary, [TAG, Digest::of(&body).as_bytes(), &body].concat())?;
+        let mut file = fs::File::create(temporary)?;
+        file.write_all(TAG)?;
+        file.write_all(Digest::of(&body).as_bytes())?;
+        file.write_all(&body)?;
         fs::rename(temporary, path)
     }
 
@@ -191,11 +195,12 @@ fn put_stat(out: &mut Vec<u8>, stat: Option<FileStat>) {
 fn decode(body: &[u8]) -> Option<Memo> {
     let mut rest = body;
     let mut memo = Memo { stamp: Some(take_digest(&mut rest)?), records: take_stat(&mut rest)?, ..Memo::default() };
-    for _ in 0..take_u32(&mut rest)? {
+    for _ in 0..announced(&mut rest, &mut memo.sources)? {
         memo.sources.push((take_content(&mut rest)?, take_stat(&mut rest)?));
     }
-    let count = take_u32(&mut rest)? as usize;
-    memo.keys.reserve(count.min(1 << 20));
+    let count = announced(&mut rest, &mut memo.keys)?;
+    memo.current.reserve_exact(memo.keys.capacity());
+    memo.durations.reserve_exact(memo.keys.capacity());
     for _ in 0..count {
         let flags = take(&mut rest, 1)?[0];
         let key = ActionKey::new(take_digest(&mut rest)?);
@@ -203,10 +208,10 @@ fn decode(body: &[u8]) -> Option<Memo> {
         memo.current.push(flags & 2 != 0);
         memo.durations.push(take_u32(&mut rest)?);
     }
-    for _ in 0..take_u32(&mut rest)? {
+    for _ in 0..announced(&mut rest, &mut memo.outputs)? {
         memo.outputs.push(take_content(&mut rest)?);
     }
-    for _ in 0..take_u32(&mut rest)? {
+    for _ in 0..announced(&mut rest, &mut memo.blobs)? {
         memo.blobs.push((BlobId::new(take_digest(&mut rest)?), take_stat(&mut rest)?));
     }
     memo.blobs_of = take_numbers(&mut rest)?;
@@ -215,6 +220,13 @@ fn decode(body: &[u8]) -> Option<Memo> {
         && memo.blob_starts.is_sorted()
         && memo.blobs_of.iter().all(|&blob| (blob as usize) < memo.blobs.len());
     (rest.is_empty() && is_sound).then_some(memo)
+}
+
+/// The number of entries to come, and room for them. There cannot be more than a million stages, whatever the bytes say.
+fn announced<T>(rest: &mut &[u8], entries: &mut Vec<T>) -> Option<u32> {
+    let count = take_u32(rest)?;
+    entries.reserve_exact(count.min(1 << 20) as usize);
+    Some(count)
 }
 
 fn take_digest(rest: &mut &[u8]) -> Option<Digest> {

@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
+use litemap::LiteMap;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -11,8 +13,8 @@ use crate::compiled::Dependency;
 use crate::stage::{Format, Threads};
 use crate::template::plain;
 
-/// Matrix coordinates of an expanded stage.
-pub type Labels = BTreeMap<String, Value>;
+/// Matrix coordinates of an expanded stage. Stages are many and their maps small: a node of a `BTreeMap` has room for eleven entries.
+pub type Labels = LiteMap<String, Value>;
 
 /// Place of a stage in [`Pipeline::stages`].
 pub type StageId = usize;
@@ -54,8 +56,6 @@ pub struct Later {
 pub struct Stage {
     /// `adapt[seed=1]`: readable, stable and unique.
     pub name: String,
-    /// `adapt`: its name in the file.
-    pub base: String,
     /// `{seed: 1}`.
     pub labels: Labels,
     /// What it does.
@@ -63,11 +63,11 @@ pub struct Stage {
     /// Inputs, by name.
     pub inputs: Vec<Slot>,
     /// Outputs, by name.
-    pub outputs: BTreeMap<String, Output>,
+    pub outputs: LiteMap<String, Output>,
     /// Threads that it can use.
     pub threads: Threads,
-    /// How it is to be run. Nothing here enters the key.
-    pub settings: Settings,
+    /// How it is to be run. Nothing here enters the key. Most stages say nothing and share one.
+    pub settings: Arc<Settings>,
 }
 
 /// How a stage is to be run, whatever it does. Never part of its key.
@@ -93,6 +93,14 @@ pub struct Settings {
     pub network: bool,
     /// Words by which stages can be chosen.
     pub tags: Vec<String>,
+}
+
+impl Settings {
+    /// Those of a stage that says nothing.
+    pub fn shared() -> Arc<Self> {
+        static SHARED: LazyLock<Arc<Settings>> = LazyLock::new(Arc::default);
+        Arc::clone(&SHARED)
+    }
 }
 
 impl Default for Settings {
@@ -138,7 +146,7 @@ pub enum Action {
         /// What the shell gets, paths filled in.
         script: String,
         /// The words before the script.
-        shell: Vec<String>,
+        shell: Arc<[String]>,
         /// Declared variables.
         env: BTreeMap<String, String>,
         /// Where the shell starts, relative to the work folder; empty for the work folder itself.
@@ -198,7 +206,21 @@ pub enum Origin {
     },
 }
 
+/// The words before the script of a command that names no shell: it ends at the first error, and at a variable that is not set.
+pub const DEFAULT_SHELL: [&str; 4] = ["/bin/sh", "-e", "-u", "-c"];
+
+/// [`DEFAULT_SHELL`], which most commands share.
+pub fn default_shell() -> Arc<[String]> {
+    static SHARED: LazyLock<Arc<[String]>> = LazyLock::new(|| DEFAULT_SHELL.map(str::to_owned).into());
+    Arc::clone(&SHARED)
+}
+
 impl Stage {
+    /// `adapt`: its name in the file.
+    pub fn base(&self) -> &str {
+        base_of(&self.name)
+    }
+
     /// Stages that this one reads from, without repeats.
     pub fn upstream(&self) -> Vec<StageId> {
         let origins = self.inputs.iter().flat_map(|slot| &slot.values).map(|bound| &bound.origin);
@@ -234,6 +256,11 @@ impl Pipeline {
         }
         readers
     }
+}
+
+/// `adapt[seed=1]` to `adapt`.
+pub fn base_of(name: &str) -> &str {
+    name.split('[').next().unwrap_or(name)
 }
 
 /// `adapt` and `{seed: 1}` to `adapt[seed=1]`.

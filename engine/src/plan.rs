@@ -260,19 +260,22 @@ impl Planner {
             .map(|id| self.current[id] || (self.records_same && self.memo.current[id] && self.reads_the_same(id, &outputs)))
             .collect();
         (memo.keys, memo.durations) = (self.keys, self.durations);
-        let mut blobs_of: Vec<Vec<BlobId>> = Vec::with_capacity(self.outputs.len());
+        let mut blobs_of: Vec<BlobId> = Vec::with_capacity(self.outputs.len());
+        let mut starts = Vec::with_capacity(self.outputs.len() + 1);
         for (slot, content) in outputs.into_iter().enumerate() {
             memo.outputs[slot] = content;
-            let mut blobs = Vec::new();
+            let start = blobs_of.len();
+            starts.push(number(start));
             if let Some(content) = content
-                && self.cache.blobs_of(&content, &mut blobs).is_err()
+                && self.cache.blobs_of(&content, &mut blobs_of).is_err()
             {
                 // Damaged since: the next run will look for itself.
                 memo.outputs[slot] = None;
-                blobs.clear();
+                blobs_of.truncate(start);
             }
-            blobs_of.push(blobs);
         }
+        starts.push(number(blobs_of.len()));
+        memo.blob_starts = starts;
         fill_blobs(&mut memo, &blobs_of, &self.memo, &self.blob_changed, &self.cache);
         Ok(Some(memo))
     }
@@ -368,8 +371,8 @@ impl Planner {
 }
 
 /// Numbers all blobs, and takes the stats of those that the last memo does not vouch for.
-fn fill_blobs(memo: &mut Memo, blobs_of: &[Vec<BlobId>], before: &Memo, changed: &[bool], cache: &Cache) {
-    let mut ids: Vec<BlobId> = blobs_of.iter().flatten().copied().collect();
+fn fill_blobs(memo: &mut Memo, blobs_of: &[BlobId], before: &Memo, changed: &[bool], cache: &Cache) {
+    let mut ids: Vec<BlobId> = blobs_of.to_vec();
     ids.sort_unstable();
     ids.dedup();
     let held = |id: &BlobId| {
@@ -382,13 +385,13 @@ fn fill_blobs(memo: &mut Memo, blobs_of: &[Vec<BlobId>], before: &Memo, changed:
     for (place, stat) in open.into_iter().zip(cache.vouch_blobs(&open_ids)) {
         memo.blobs[place].1 = stat;
     }
-    memo.blob_starts = vec![0];
-    memo.blobs_of.clear();
-    for blobs in blobs_of {
-        // Every id is in the sorted list, which was made from them.
-        memo.blobs_of.extend(blobs.iter().filter_map(|id| u32::try_from(ids.binary_search(id).ok()?).ok()));
-        memo.blob_starts.push(u32::try_from(memo.blobs_of.len()).unwrap_or(u32::MAX));
-    }
+    // Every id is in the sorted list, which was made from them.
+    memo.blobs_of = blobs_of.iter().filter_map(|id| ids.binary_search(id).ok()).map(number).collect();
+}
+
+/// Places of blobs are kept in 32 bits.
+fn number(place: usize) -> u32 {
+    u32::try_from(place).unwrap_or(u32::MAX)
 }
 
 /// What would happen to each wanted stage, with the record of each hit; nothing is executed or changed.
@@ -396,6 +399,31 @@ fn fill_blobs(memo: &mut Memo, blobs_of: &[Vec<BlobId>], before: &Memo, changed:
 /// # Errors
 /// As [`Planner::decide`].
 pub fn plan(pipeline: &Arc<Pipeline>, wanted: &[bool], cache: &Arc<Cache>, history: &Arc<History>) -> Result<Vec<(StageId, Fate)>, Error> {
+    fates(pipeline, wanted, cache, history, |_, _| Ok(None))
+}
+
+/// As [`plan`], but a stage that always runs counts as done if it once ran on what it reads now: for those who only look at what it gave.
+///
+/// # Errors
+/// As [`Planner::decide`].
+pub fn given(pipeline: &Arc<Pipeline>, wanted: &[bool], cache: &Arc<Cache>, history: &Arc<History>) -> Result<Vec<(StageId, Fate)>, Error> {
+    fates(pipeline, wanted, cache, history, |planner, work| {
+        if work.reasons != [Reason::Always] {
+            return Ok(None);
+        }
+        let Some(record) = cache.record(&work.key)? else { return Ok(None) };
+        Ok(planner.damage(&work.stage, &record)?.is_empty().then_some(record))
+    })
+}
+
+/// The fate of each wanted stage, where `stands` may give a record by which a stage that is to run counts as done.
+fn fates(
+    pipeline: &Arc<Pipeline>,
+    wanted: &[bool],
+    cache: &Arc<Cache>,
+    history: &Arc<History>,
+    stands: impl Fn(&Planner, &Work) -> Result<Option<ActionRecord>, Error>,
+) -> Result<Vec<(StageId, Fate)>, Error> {
     let compiled = Compiled::of(Arc::clone(pipeline), trestle_cache::Digest::of(b"not kept"), Vec::new());
     let mut planner = Planner::new(Arc::new(compiled), Arc::clone(cache), None, Arc::clone(history));
     let mut fates = Vec::new();
@@ -405,7 +433,13 @@ pub fn plan(pipeline: &Arc<Pipeline>, wanted: &[bool], cache: &Arc<Cache>, histo
                 Some(record) => Fate::Hit(Box::new(record)),
                 None => return Err(Error::RecordGone { key }),
             },
-            Decision::Run(work) => Fate::Run(work),
+            Decision::Run(work) => match stands(&planner, &work)? {
+                Some(record) => {
+                    planner.settle(id, &record);
+                    Fate::Hit(Box::new(record))
+                }
+                None => Fate::Run(work),
+            },
             Decision::Later(waits) => Fate::Later(waits),
         };
         fates.push((id, fate));

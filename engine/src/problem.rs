@@ -4,23 +4,33 @@ use std::fmt;
 
 use miette::{Diagnostic, LabeledSpan};
 
-/// A range of bytes of the pipeline file.
+/// A range of bytes of the pipeline's files, laid end to end. They are at most 4 GiB ([`crate::source::Files`]), so 32 bits do: a large
+/// pipeline has millions of places.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Span {
-    /// First byte.
-    pub start: usize,
-    /// One past the last byte.
-    pub end: usize,
+    start: u32,
+    end: u32,
 }
 
 impl Span {
     /// The range `start..end`.
     pub fn new(start: usize, end: usize) -> Self {
-        Self { start, end: end.max(start) }
+        let place = |at: usize| u32::try_from(at).unwrap_or(u32::MAX);
+        Self { start: place(start), end: place(end.max(start)) }
+    }
+
+    /// First byte.
+    pub fn start(self) -> usize {
+        self.start as usize
+    }
+
+    /// One past the last byte.
+    pub fn end(self) -> usize {
+        self.end as usize
     }
 
     fn label(self, text: &str) -> LabeledSpan {
-        LabeledSpan::new(Some(text.to_owned()), self.start, self.end - self.start)
+        LabeledSpan::new(Some(text.to_owned()), self.start(), self.end() - self.start())
     }
 }
 

@@ -5,7 +5,7 @@
 
 use crate::compiled::Compiled;
 use crate::error::Error;
-use crate::pipeline::{Pipeline, Stage, StageId};
+use crate::pipeline::{Pipeline, Stage, StageId, base_of};
 
 /// What stands before a tag.
 const TAG: &str = "tag:";
@@ -63,12 +63,7 @@ fn fits(target: &str, stage: &Stage) -> bool {
 
 /// Whether a target means the expanded stage called `name`.
 fn names(target: &str, name: &str) -> bool {
-    target == name || target == base(name) || (target.contains('*') && glob(target, name))
-}
-
-/// The name in the file of an expanded stage.
-fn base(name: &str) -> &str {
-    name.split('[').next().unwrap_or(name)
+    target == name || target == base_of(name) || (target.contains('*') && glob(target, name))
 }
 
 /// Whether `text` has the form of `pattern`, in which `*` stands for any characters.
@@ -88,7 +83,7 @@ fn glob(pattern: &str, text: &str) -> bool {
 fn unknown<'n>(target: &str, names: impl Iterator<Item = &'n str>, tags: impl Iterator<Item = &'n str>) -> Error {
     let (kind, mut known): (_, Vec<&str>) = match target.strip_prefix(TAG) {
         Some(_) => ("tags", tags.collect()),
-        None => ("stages", names.flat_map(|name| [base(name), name]).collect()),
+        None => ("stages", names.flat_map(|name| [base_of(name), name]).collect()),
     };
     if kind == "tags" {
         known.sort_unstable();

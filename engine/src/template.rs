@@ -1,11 +1,10 @@
 //! `${name}` in the values of a pipeline: params and matrix coordinates, filled in before anything else looks at a value.
 
-use std::collections::BTreeMap;
-
 use serde_json::{Map, Value};
 
+use crate::pipeline::Labels;
 use crate::problem::{Problem, Problems, Span};
-use crate::source::{Data, Files, Node, value_type_name};
+use crate::source::{Data, Files, Node, Scalar, value_type_name};
 
 /// What a name in `${…}` can mean: the matrix coordinates of the stage first, then the params.
 pub struct Scope<'s> {
@@ -14,7 +13,7 @@ pub struct Scope<'s> {
     /// Items of `foreach` that are more than a coordinate.
     pub items: &'s [(String, Value)],
     /// Coordinates of the expanded stage.
-    pub matrix: &'s BTreeMap<String, Value>,
+    pub matrix: &'s Labels,
     /// The texts, to underline the very name that is wrong.
     pub files: &'s Files,
 }
@@ -55,11 +54,11 @@ impl Scope<'_> {
 
     fn fill_into(&self, node: &Node, problems: &mut Problems) -> Value {
         match &node.data {
-            Data::Scalar(Value::String(text)) => self.text(text, node.span, problems),
-            Data::Scalar(value) => value.clone(),
+            Data::Scalar(Scalar::Text(text)) => self.text(text, node.span, problems),
+            Data::Scalar(value) => value.to_value(),
             Data::List(items) => Value::Array(items.iter().map(|item| self.fill_into(item, problems)).collect()),
             Data::Map(entries) => {
-                Value::Object(entries.iter().map(|(key, value)| (key.name.clone(), self.fill_into(value, problems))).collect())
+                Value::Object(entries.iter().map(|(key, value)| (key.name.to_string(), self.fill_into(value, problems))).collect())
             }
         }
     }
@@ -195,7 +194,7 @@ mod tests {
 
     fn fill(text: &str) -> Result<Value, Problems> {
         let params = json!({"n": 3, "deep": {"er": [1, 2]}, "name": "x", "seed": 9});
-        let matrix = BTreeMap::from([("seed".to_owned(), json!(7))]);
+        let matrix = Labels::from_iter([("seed".to_owned(), json!(7))]);
         let mut files = Files::new();
         files.add("test", text.to_owned());
         Scope { params: params.as_object().unwrap(), items: &[], matrix: &matrix, files: &files }.fill(&parse(text, 0).unwrap())

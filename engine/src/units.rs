@@ -10,8 +10,11 @@ fn measure(text: &str) -> Option<(f64, &str)> {
     Some((number, text[split..].trim()))
 }
 
-/// `2GiB` as bytes; none if it is no size, or of none at all.
+/// `2GiB` as bytes, and `0` as none at all; none if it is no size.
 pub fn bytes(text: &str) -> Option<u64> {
+    if text.trim() == "0" {
+        return Some(0);
+    }
     let (number, unit) = measure(text)?;
     let factor = match unit {
         "B" => 1.0,
@@ -27,7 +30,7 @@ pub fn bytes(text: &str) -> Option<u64> {
     };
     let bytes = number * factor;
     // Sizes beyond 2^53 bytes are no sizes of a memory.
-    (1.0..9e15).contains(&bytes).then_some(bytes as u64)
+    (0.0..9e15).contains(&bytes).then_some(bytes as u64)
 }
 
 /// `5m` as a time; none if it is none, or of more than a hundred years.
@@ -53,10 +56,11 @@ mod tests {
     fn sizes_and_times_have_units() {
         assert_eq!(bytes("2GiB"), Some(2 << 30));
         assert_eq!(bytes("1.5 kB"), Some(1500));
+        assert_eq!((bytes("0"), bytes("0B")), (Some(0), Some(0)));
         assert_eq!(duration("30s"), Some(Duration::from_secs(30)));
         assert_eq!(duration("1.5m"), Some(Duration::from_secs(90)));
         assert_eq!(duration("250ms"), Some(Duration::from_millis(250)));
-        for bad in ["", "2", "GiB", "2G", "-1GiB", "1e99GiB", "1..2GB", "0B", "ä"] {
+        for bad in ["", "2", "GiB", "2G", "-1GiB", "1e99GiB", "1..2GB", "ä"] {
             assert_eq!(bytes(bad), None, "{bad}");
         }
         for bad in ["5", "m", "5 weeks", "-5s", "1e9d", "99999999999d"] {

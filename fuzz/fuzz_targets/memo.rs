@@ -3,14 +3,14 @@
 
 use libfuzzer_sys::fuzz_target;
 use trestle_cache::Digest;
-use trestle_engine::memo::Memo;
+use trestle_engine::memo::{self, Memo};
 
 fuzz_target!(|bytes: &[u8]| {
     let shm = std::path::PathBuf::from("/dev/shm");
     let base = if shm.is_dir() { shm } else { std::env::temp_dir() };
     let name = |what: &str| base.join(format!("trestle-fuzz-memo-{}-{what}", std::process::id()));
     let path = name("memo");
-    std::fs::write(&path, [b"trestle memo v1\n", &Digest::of(bytes).as_bytes()[..], bytes].concat()).expect("a file");
+    std::fs::write(&path, [memo::TAG, &Digest::of(bytes).as_bytes()[..], bytes].concat()).expect("a file");
     let Some(memo) = Memo::load(&path) else { return };
     for output in 0..memo.blob_starts.len() - 1 {
         assert!(memo.blobs_of(output).iter().all(|blob| (*blob as usize) < memo.blobs.len()));

@@ -53,14 +53,20 @@ fn deaf(witness: &Witness) -> Project {
     ))
 }
 
-#[test]
-fn a_child_that_ignores_sigterm_is_ended() {
+/// A run with a deaf command, the command's pid; the run was interrupted just now.
+fn interrupted() -> (Project, Child, String) {
     let witness = Witness::new();
     let project = deaf(&witness);
     let running = start(&project);
     let child = pid(&witness);
-    let asked = Instant::now();
     signal("INT", &running.id().to_string());
+    (project, running, child)
+}
+
+#[test]
+fn a_child_that_ignores_sigterm_is_ended() {
+    let (project, running, child) = interrupted();
+    let asked = Instant::now();
     let done = end(running);
     assert_eq!(done.code, Some(130), "{done:?}");
     assert!(asked.elapsed() < Duration::from_secs(12), "took {:?}", asked.elapsed());
@@ -71,12 +77,8 @@ fn a_child_that_ignores_sigterm_is_ended() {
 
 #[test]
 fn a_second_interruption_ends_at_once() {
-    let witness = Witness::new();
-    let project = deaf(&witness);
-    let running = start(&project);
-    let child = pid(&witness);
+    let (project, running, child) = interrupted();
     let asked = Instant::now();
-    signal("INT", &running.id().to_string());
     std::thread::sleep(Duration::from_millis(300));
     signal("INT", &running.id().to_string());
     let done = end(running);

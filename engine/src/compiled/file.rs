@@ -12,7 +12,7 @@
 
 use std::borrow::Cow;
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::{self, Seek, SeekFrom, Write};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -145,25 +145,30 @@ impl Compiled {
         let mut names: Vec<u8> = pipeline.stages.iter().flat_map(|stage| [stage.name.as_bytes(), b"\n"].concat()).collect();
         let check = Digest::of(&names);
         names.extend(check.as_bytes());
-        let mut starts: Vec<u64> = vec![0];
-        let mut bodies = Vec::with_capacity(pipeline.stages.len() * 512);
-        for (id, stage) in pipeline.stages.iter().enumerate() {
-            let json = serde_json::to_vec(stage)?;
-            bodies.extend(check_of(id, &json));
-            bodies.extend(json);
-            starts.push(bodies.len() as u64);
-        }
-        let mut out = io::BufWriter::with_capacity(1 << 20, File::create(temporary)?);
-        out.write_all(TAG)?;
-        out.write_all(self.stamp.as_bytes())?;
-        for length in [graph.len(), names.len(), 8 * starts.len() + bodies.len()] {
-            out.write_all(&(length as u64).to_le_bytes())?;
-        }
-        out.write_all(Digest::of(&graph).as_bytes())?;
+        let mut out = io::BufWriter::with_capacity(1 << 18, File::create(temporary)?);
+        // What stands before the stages and can only be said after them is written last.
+        let mut starts: Vec<u64> = vec![0; pipeline.stages.len() + 1];
+        out.write_all(&[0; HEAD])?;
         out.write_all(&graph)?;
         out.write_all(&names)?;
         starts.iter().try_for_each(|start| out.write_all(&start.to_le_bytes()))?;
-        out.write_all(&bodies)?;
+        let mut end = 0;
+        for (id, stage) in pipeline.stages.iter().enumerate() {
+            let json = serde_json::to_vec(stage)?;
+            out.write_all(&check_of(id, &json))?;
+            out.write_all(&json)?;
+            end += 8 + json.len() as u64;
+            starts[id + 1] = end;
+        }
+        out.seek(SeekFrom::Start((HEAD + graph.len() + names.len()) as u64))?;
+        starts.iter().try_for_each(|start| out.write_all(&start.to_le_bytes()))?;
+        out.seek(SeekFrom::Start(0))?;
+        out.write_all(TAG)?;
+        out.write_all(self.stamp.as_bytes())?;
+        for length in [graph.len() as u64, names.len() as u64, 8 * starts.len() as u64 + end] {
+            out.write_all(&length.to_le_bytes())?;
+        }
+        out.write_all(Digest::of(&graph).as_bytes())?;
         out.flush()?;
         fs::rename(temporary, path)
     }

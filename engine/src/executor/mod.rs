@@ -17,11 +17,11 @@ use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::Mutex;
-use std::sync::PoisonError;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::job::Message;
+use crate::pipeline::DEFAULT_SHELL;
 use crate::stage::{Progress, StageError};
 use process::{End, Limits, Stream, supervise};
 use sandbox::Spawners;
@@ -37,7 +37,7 @@ pub enum Task {
     /// A shell with a script.
     Command {
         /// The words before the script.
-        shell: Vec<String>,
+        shell: Arc<[String]>,
         /// The script.
         script: String,
         /// Its whole environment.
@@ -206,7 +206,7 @@ impl Local {
     fn prepare(&self, order: &Order, output: &Output) -> Result<(Command, String), Ended> {
         let Task::Command { shell, script, env, workdir, stdout, .. } = &order.task else { return Err(failed("this is no command")) };
         let folder = order.work.join(workdir);
-        let simple = if *shell == DEFAULT_SHELL { direct::parse(script) } else { None };
+        let simple = if **shell == DEFAULT_SHELL { direct::parse(script) } else { None };
         let simple = simple.and_then(|direct| Some((self.find(direct.program, env)?, direct)));
         let mut target = stdout.clone();
         let (mut command, name) = match simple {
@@ -241,9 +241,6 @@ impl Local {
         found.entry(key).or_insert_with(|| direct::find(name, env)).clone()
     }
 }
-
-/// The words before the script of a command that names no shell: stop at the first error, and at a variable that is not set.
-pub const DEFAULT_SHELL: [&str; 4] = ["/bin/sh", "-e", "-u", "-c"];
 
 /// In its folder, without input, leading a process group. Nothing is done between fork and exec, so the system's fast way to start a process is open.
 fn place(command: &mut Command, folder: &Path) {

@@ -5,11 +5,17 @@
 //! one given need to be looked at, and after a command that started nothing those are few.
 
 #[cfg(target_os = "linux")]
+use std::time::Duration;
+
+#[cfg(target_os = "linux")]
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 
 /// How often it is looked for those that were started meanwhile.
 #[cfg(target_os = "linux")]
 const ROUNDS: usize = 100;
+/// How often a process without environment is looked at again.
+#[cfg(target_os = "linux")]
+const BECOMING: usize = 40;
 /// From so many new processes on it is quicker to look at all that there are.
 #[cfg(target_os = "linux")]
 const MANY: i32 = 1000;
@@ -62,7 +68,7 @@ pub fn end_below(folder: &std::path::Path) {
 #[cfg(target_os = "linux")]
 fn works_below(pid: Pid, folder: &std::path::Path) -> bool {
     use std::os::unix::ffi::OsStrExt;
-    let environment = std::fs::read(format!("/proc/{}/environ", pid.as_raw_nonzero())).unwrap_or_default();
+    let environment = environment(pid);
     let mut variables = environment.split(|byte| *byte == 0).filter_map(|variable| variable.strip_prefix(b"TMPDIR="));
     variables.any(|tmp| std::path::Path::new(std::ffi::OsStr::from_bytes(tmp)).starts_with(folder))
 }
@@ -82,6 +88,20 @@ fn all() -> impl Iterator<Item = Pid> {
 
 #[cfg(target_os = "linux")]
 fn is_marked(pid: Pid, mark: &str) -> bool {
-    let environment = std::fs::read(format!("/proc/{}/environ", pid.as_raw_nonzero())).unwrap_or_default();
-    environment.split(|byte| *byte == 0).any(|variable| variable == mark.as_bytes())
+    environment(pid).split(|byte| *byte == 0).any(|variable| variable == mark.as_bytes())
+}
+
+/// The environment of a process, empty if there is no such process. One that is just becoming another program has none for a moment.
+#[cfg(target_os = "linux")]
+fn environment(pid: Pid) -> Vec<u8> {
+    let number = pid.as_raw_nonzero();
+    for _ in 0..BECOMING {
+        let environment = std::fs::read(format!("/proc/{number}/environ")).unwrap_or_default();
+        // What has ended and what is the kernel's own has no program.
+        if !environment.is_empty() || std::fs::read_link(format!("/proc/{number}/exe")).is_err() {
+            return environment;
+        }
+        std::thread::sleep(Duration::from_micros(500));
+    }
+    Vec::new()
 }

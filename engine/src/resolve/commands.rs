@@ -2,11 +2,13 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Component, Path};
+use std::sync::Arc;
 
+use litemap::LiteMap;
 use serde_json::Value;
 
 use super::params::Resolved;
-use crate::pipeline::{Action, Output, Slot};
+use crate::pipeline::{Action, Output, Slot, default_shell};
 use crate::problem::{Problem, Problems, Span};
 use crate::source::{Data, Key, Node};
 use crate::spec::RunSpec;
@@ -20,8 +22,6 @@ pub type Environment<'e> = &'e dyn Fn(&str) -> Option<String>;
 const PASSED_KEYS: [&str; 2] = ["from", "default"];
 /// Calls a program that is given no arguments.
 const ENV: &str = "/usr/bin/env";
-/// The shell of a script that names none: it ends at the first failing command and refuses unset variables.
-const DEFAULT_SHELL: [&str; 4] = ["/bin/sh", "-e", "-u", "-c"];
 
 /// Resolves the action of a command stage.
 pub fn command(run: &RunSpec, slots: &[Slot], scope: &Scope<'_>, environment: Environment<'_>) -> Result<Resolved, Problems> {
@@ -34,16 +34,16 @@ pub fn command(run: &RunSpec, slots: &[Slot], scope: &Scope<'_>, environment: En
     let paths = Paths { slots, outputs: &outputs, declared: &declared, span: run.script.span, scope, up: up(&workdir) };
     let (shell, script) = match &run.script.data {
         Data::List(words) => paths.words(words, &mut problems),
-        _ => (shell(run.shell.as_ref(), scope, &mut problems), paths.script(&run.script, &mut problems)),
+        _ => (shell(run.shell.as_deref(), scope, &mut problems), paths.script(&run.script, &mut problems)),
     };
     let action = Action::Command { script, shell, env, workdir, stdout };
     problems.or((action, outputs, Threads::ONE))
 }
 
 /// The words before the script.
-fn shell(written: Option<&Node>, scope: &Scope<'_>, problems: &mut Problems) -> Vec<String> {
-    let Some(node) = written else { return DEFAULT_SHELL.map(str::to_owned).to_vec() };
-    let Some(value) = take(scope.fill(node), problems) else { return Vec::new() };
+fn shell(written: Option<&Node>, scope: &Scope<'_>, problems: &mut Problems) -> Arc<[String]> {
+    let Some(node) = written else { return default_shell() };
+    let Some(value) = take(scope.fill(node), problems) else { return Arc::default() };
     let words: Vec<String> = plain(&value).split_whitespace().map(str::to_owned).collect();
     if words.is_empty() {
         problems.push(
@@ -52,7 +52,7 @@ fn shell(written: Option<&Node>, scope: &Scope<'_>, problems: &mut Problems) -> 
                 .help("write, for example, `bash -eu -c`"),
         );
     }
-    words
+    words.into()
 }
 
 /// The folder in which the command starts, inside of the stage's own.
@@ -95,10 +95,10 @@ fn take<T>(result: Result<T, Problems>, problems: &mut Problems) -> Option<T> {
     result.map_err(|found| problems.extend(found)).ok()
 }
 
-fn output_paths(outputs: &[(Key, Node)], slots: &[Slot], scope: &Scope<'_>, problems: &mut Problems) -> BTreeMap<String, Output> {
+fn output_paths(outputs: &[(Key, Node)], slots: &[Slot], scope: &Scope<'_>, problems: &mut Problems) -> LiteMap<String, Output> {
     let mut taken: HashMap<String, Span> = HashMap::new();
     let inputs: Vec<&str> = slots.iter().flat_map(|slot| &slot.values).map(|bound| bound.place.as_str()).collect();
-    let mut resolved = BTreeMap::new();
+    let mut resolved = LiteMap::new();
     for (key, node) in outputs {
         let Some(value) = take(scope.fill(node), problems) else { continue };
         let Value::String(written) = &value else {
@@ -131,7 +131,7 @@ fn output_paths(outputs: &[(Key, Node)], slots: &[Slot], scope: &Scope<'_>, prob
             continue;
         }
         taken.insert(path.clone(), node.span);
-        resolved.insert(key.name.clone(), Output { path, format: Format::ANY });
+        resolved.insert(key.name.to_string(), Output { path, format: Format::ANY });
     }
     resolved
 }
@@ -169,7 +169,7 @@ fn variables(env: &[(Key, Node)], scope: &Scope<'_>, environment: Environment<'_
             );
             continue;
         }
-        variables.insert(key.name.clone(), plain(&value));
+        variables.insert(key.name.to_string(), plain(&value));
     }
     variables
 }
@@ -208,7 +208,7 @@ fn passed(key: &Key, node: &Node, value: &Value, environment: Environment<'_>, p
 /// What `{in.name}` and `{out.name}` in a command stand for; all other braces belong to the command.
 struct Paths<'a> {
     slots: &'a [Slot],
-    outputs: &'a BTreeMap<String, Output>,
+    outputs: &'a LiteMap<String, Output>,
     /// Names under `out:`, also those whose path is wrong.
     declared: &'a [&'a str],
     span: Span,
@@ -224,7 +224,7 @@ impl Paths<'_> {
     }
 
     /// One command: all words but the last, and the last. A word that is `{in.name}` and nothing else becomes as many words as there are values.
-    fn words(&self, nodes: &[Node], problems: &mut Problems) -> (Vec<String>, String) {
+    fn words(&self, nodes: &[Node], problems: &mut Problems) -> (Arc<[String]>, String) {
         let mut words = Vec::new();
         for node in nodes {
             let Some(value) = take(self.scope.fill(node), problems) else { continue };
@@ -240,7 +240,7 @@ impl Paths<'_> {
             words.insert(0, ENV.to_owned());
         }
         let last = words.pop().unwrap_or_default();
-        (words, last)
+        (words.into(), last)
     }
 
     fn fill(&self, text: &str, quoted: bool, problems: &mut Problems) -> String {

@@ -1,7 +1,7 @@
 //! Stages with their own matrix expanded and the text of their inputs filled in, and the order in which to resolve them.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap, HashMap, HashSet};
+use std::collections::{BinaryHeap, HashMap, HashSet};
 
 use petgraph::graph::{DiGraph, NodeIndex};
 use petgraph::visit::EdgeRef;
@@ -16,14 +16,19 @@ use crate::source::{Data, Files, Node};
 use crate::spec::StageSpec;
 use crate::template::Scope;
 
-/// One variant of a stage: its own coordinates and what it wants.
+/// One variant of a stage.
 pub struct Draft {
     /// Index into [`Program::stages`].
     pub spec: usize,
     /// Coordinates from its own `matrix:` and `foreach:`.
     pub own: Variant,
-    /// Inputs with their wants.
-    pub inputs: Vec<DraftInput>,
+}
+
+/// That the stage `to` of the file reads from `from`, by their indices into [`Program::stages`], and where it says so.
+struct Edge {
+    from: usize,
+    to: usize,
+    span: Span,
 }
 
 /// An input as written, filled in.
@@ -39,11 +44,13 @@ pub struct DraftInput {
 /// What could be drafted, and what could not.
 #[derive(Default)]
 pub struct Drafted {
-    /// In the order of the file.
+    /// In the order of the file. Those of a stage lie side by side.
     pub drafts: Vec<Draft>,
+    /// By the stage that reads, without repeats.
+    edges: Vec<Edge>,
     /// Indices of [`Program::stages`] with a mistake.
     pub broken: HashSet<usize>,
-    /// Stages whose number of variants an output says that is not known yet, each with one draft that stands for all.
+    /// Stages whose number of variants an output says that is not known yet.
     pub later: HashMap<usize, (Reference, Span)>,
 }
 
@@ -55,8 +62,9 @@ pub fn draft(program: &Program, files: &Files, known: Known<'_>, problems: &mut 
         let variants = match variants(stage, program, files, known, left) {
             Ok(Variants::Known(variants)) => variants,
             Ok(Variants::Later(reference, span)) => {
-                let sound = trial(stage, program, files, problems);
-                drafted.drafts.extend(sound.map(|inputs| Draft { spec: index, own: Variant::default(), inputs }));
+                let sound = trial(stage, program, files, problems).unwrap_or_default();
+                drafted.note(index, &sound, program, problems);
+                drafted.edges.extend(program.index.get(reference.stage.as_str()).map(|&from| Edge { from, to: index, span }));
                 drafted.later.insert(index, (reference, span));
                 continue;
             }
@@ -73,7 +81,10 @@ pub fn draft(program: &Program, files: &Files, known: Known<'_>, problems: &mut 
         };
         for own in variants {
             match inputs(stage, program.unit(stage), files, &own) {
-                Ok(inputs) => drafted.drafts.push(Draft { spec: index, own, inputs }),
+                Ok(inputs) => {
+                    drafted.note(index, &inputs, program, problems);
+                    drafted.drafts.push(Draft { spec: index, own });
+                }
                 Err(found) => {
                     problems.extend(found);
                     drafted.broken.insert(index);
@@ -81,28 +92,54 @@ pub fn draft(program: &Program, files: &Files, known: Known<'_>, problems: &mut 
             }
         }
     }
+    drafted.edges.sort_by_key(|edge| (edge.to, edge.from, edge.span));
+    drafted.edges.dedup_by_key(|edge| (edge.to, edge.from));
     drafted
+}
+
+impl Drafted {
+    /// What a stage reads from.
+    pub fn reads(&self, to: usize) -> impl Iterator<Item = usize> {
+        let first = self.edges.partition_point(|edge| edge.to < to);
+        self.edges[first..].iter().take_while(move |edge| edge.to == to).map(|edge| edge.from)
+    }
+
+    /// Takes in what a stage reads from.
+    fn note(&mut self, to: usize, inputs: &[DraftInput], program: &Program, problems: &mut Problems) {
+        for (wanted, span) in inputs.iter().flat_map(|input| &input.wants) {
+            let Wanted::Output(reference) = wanted else { continue };
+            match program.index.get(reference.stage.as_str()) {
+                Some(&from) => self.edges.push(Edge { from, to, span: *span }),
+                None if program.broken.contains(&reference.stage) => {}
+                None => problems.push(unknown_stage(program, to, reference, *span)),
+            }
+        }
+    }
 }
 
 /// The inputs of a stage whose variants are not known yet, as far as they do not depend on the item: for cycles and unknown names.
 fn trial(stage: &StageSpec, program: &Program, files: &Files, problems: &mut Problems) -> Option<Vec<DraftInput>> {
-    let item = stage.foreach.as_ref().map(|(key, _)| format!("${{{}", key.name)).unwrap_or_default();
-    let axes: Vec<String> = stage.matrix.axes.iter().map(|(key, _)| format!("${{{}", key.name)).collect();
+    let item = stage.foreach.as_deref().map(|(key, _)| format!("${{{}", key.name)).unwrap_or_default();
+    let axes: Vec<String> = stage.matrix().axes.iter().map(|(key, _)| format!("${{{}", key.name)).collect();
     let depends = |node: &Node| files.text(node.span).contains(&item) || axes.iter().any(|axis| files.text(node.span).contains(axis));
     let mut stage = stage.clone();
-    stage.inputs.retain(|(_, node)| !depends(node));
+    stage.inputs = stage.inputs.into_iter().filter(|(_, node)| !depends(node)).collect();
     inputs(&stage, program.unit(&stage), files, &Variant::default()).map_err(|found| problems.extend(found)).ok()
 }
 
-fn inputs(stage: &StageSpec, unit: &Unit, files: &Files, own: &Variant) -> Result<Vec<DraftInput>, Problems> {
+/// What a variant wants.
+///
+/// # Errors
+/// Values that are no references, and names in them that mean nothing.
+pub fn inputs(stage: &StageSpec, unit: &Unit, files: &Files, own: &Variant) -> Result<Vec<DraftInput>, Problems> {
     let scope = Scope { params: &unit.params, items: &own.items, matrix: &own.labels, files };
     let mut problems = Problems::new();
-    let mut inputs = Vec::new();
+    let mut inputs = Vec::with_capacity(stage.inputs.len());
     for (key, (_, node)) in stage.inputs.iter().enumerate() {
         if node.is_null() {
             continue;
         }
-        let (list, items) = if let Data::List(items) = &node.data { (true, items.as_slice()) } else { (false, std::slice::from_ref(node)) };
+        let (list, items) = if let Data::List(items) = &node.data { (true, &**items) } else { (false, std::slice::from_ref(node)) };
         let mut wants = Vec::with_capacity(items.len());
         for item in items {
             match want(&scope, &unit.prefix, item) {
@@ -138,7 +175,7 @@ fn want(scope: &Scope<'_>, prefix: &str, node: &Node) -> Result<Option<Wanted>, 
 /// Indices of [`Program::stages`] such that every stage comes after those that it reads from; otherwise in the order of the file. Stages of a cycle, and what
 /// is below one, are left out.
 pub fn order(program: &Program, drafted: &Drafted, problems: &mut Problems) -> Vec<usize> {
-    let graph = base_graph(program, drafted, problems);
+    let graph = base_graph(program, drafted);
     let mut waiting: Vec<usize> = graph.node_indices().map(|node| graph.neighbors_directed(node, petgraph::Incoming).count()).collect();
     let mut ready: BinaryHeap<Reverse<usize>> = (0..waiting.len()).filter(|&i| waiting[i] == 0).map(Reverse).collect();
     let mut order = Vec::with_capacity(waiting.len());
@@ -157,32 +194,14 @@ pub fn order(program: &Program, drafted: &Drafted, problems: &mut Problems) -> V
     order
 }
 
-/// An edge from each stage to those that read from it, with the place of the (first) reference.
-fn base_graph(program: &Program, drafted: &Drafted, problems: &mut Problems) -> DiGraph<(), Span> {
-    let mut edges: BTreeMap<(usize, usize), Span> = BTreeMap::new();
-    for (&to, (reference, span)) in &drafted.later {
-        if let Some(&from) = program.index.get(&reference.stage) {
-            edges.insert((from, to), *span);
-        }
-    }
-    for draft in &drafted.drafts {
-        for (wanted, span) in draft.inputs.iter().flat_map(|input| &input.wants) {
-            let Wanted::Output(reference) = wanted else { continue };
-            match program.index.get(&reference.stage) {
-                Some(&from) => {
-                    edges.entry((from, draft.spec)).or_insert(*span);
-                }
-                None if program.broken.contains(&reference.stage) => {}
-                None => problems.push(unknown_stage(program, draft.spec, reference, *span)),
-            }
-        }
-    }
-    let mut graph = DiGraph::with_capacity(program.stages.len(), edges.len());
+/// An edge from each stage to those that read from it, with the place of the first reference.
+fn base_graph(program: &Program, drafted: &Drafted) -> DiGraph<(), Span> {
+    let mut graph = DiGraph::with_capacity(program.stages.len(), drafted.edges.len());
     for _ in &program.stages {
         graph.add_node(());
     }
-    for ((from, to), span) in edges {
-        graph.add_edge(NodeIndex::new(from), NodeIndex::new(to), span);
+    for Edge { from, to, span } in &drafted.edges {
+        graph.add_edge(NodeIndex::new(*from), NodeIndex::new(*to), *span);
     }
     graph
 }

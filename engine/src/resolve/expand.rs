@@ -1,9 +1,11 @@
 //! Drafts to stages: references bound to expanded stages, inherited axes joined, ports checked.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 
-use super::drafts::{Draft, DraftInput, Drafted};
+use litemap::LiteMap;
+
+use super::drafts::{self, Draft, DraftInput, Drafted};
 use super::join::{Group, Instances};
 use super::program::Program;
 use super::project::{Finder, is_pattern};
@@ -19,6 +21,7 @@ use crate::stage::{Arity, Format, InPort, Kind, Registry};
 
 /// Expands stage after stage, in topological order.
 pub struct Expander<'s> {
+    /// What all stages share; their own part is in `specs`.
     pub(super) program: &'s Program,
     pub(super) files: &'s Files,
     pub(super) registry: &'s Registry,
@@ -28,6 +31,10 @@ pub struct Expander<'s> {
     pub(super) off: Vec<bool>,
     pub(super) problems: Problems,
     pub(super) finder: Finder,
+    /// Stages of the file that are not expanded yet: what was written of a stage is let go once it is expanded.
+    specs: Vec<Option<StageSpec>>,
+    /// Where the conditions of stages stand.
+    conditions: HashMap<usize, Span>,
     /// Expanded stages of every stage of the file.
     instances: Vec<Instances>,
     /// Stages of the file with mistakes of their own: what reads from them is not complained about.
@@ -75,10 +82,13 @@ pub struct Expanded {
 }
 
 impl<'s> Expander<'s> {
-    /// An expander over a program.
-    pub fn new(program: &'s Program, files: &'s Files, registry: &'s Registry, choices: &'s Choices<'s>) -> Self {
+    /// An expander of the stages `specs` of a program.
+    pub fn new(program: &'s Program, specs: Vec<StageSpec>, files: &'s Files, registry: &'s Registry, choices: &'s Choices<'s>) -> Self {
+        let specs: Vec<Option<StageSpec>> = specs.into_iter().map(Some).collect();
         Self {
             program,
+            specs,
+            conditions: HashMap::new(),
             files,
             registry,
             choices,
@@ -95,25 +105,25 @@ impl<'s> Expander<'s> {
     /// Expands all that can be.
     pub fn run(mut self, drafted: &mut Drafted, order: &[usize], problems: &mut Problems) -> Expanded {
         self.broken = std::mem::take(&mut drafted.broken);
-        self.instances.resize_with(self.program.stages.len(), Instances::default);
-        let mut by_spec: Vec<Vec<&Draft>> = vec![Vec::new(); self.program.stages.len()];
-        for draft in &drafted.drafts {
-            by_spec[draft.spec].push(draft);
-        }
+        self.instances.resize_with(self.specs.len(), Instances::default);
+        self.stages.reserve(drafted.drafts.len());
         for &base in order {
+            let Some(spec) = self.specs[base].take() else { continue };
+            self.conditions.extend(spec.when.as_ref().map(|node| (base, node.span)));
             let before = self.stages.len();
-            let mut sound = self.check_kind(base);
-            if self.is_later(base, &by_spec[base], drafted) {
+            let mut sound = self.check_kind(&spec);
+            if self.is_later(base, &spec, drafted) {
                 continue;
             }
-            for draft in &by_spec[base] {
-                sound &= self.expand(draft);
+            let first = drafted.drafts.partition_point(|draft| draft.spec < base);
+            for draft in drafted.drafts[first..].iter().take_while(|draft| draft.spec == base) {
+                sound &= self.expand(&spec, draft);
             }
             if !sound {
                 self.broken.insert(base);
             }
             if self.stages.len() > MAX_STAGES {
-                self.problems.push(too_many(&self.program.stages[base]));
+                self.problems.push(too_many(&spec));
                 break;
             }
             self.instances[base] = Instances::new(&self.stages, before..self.stages.len());
@@ -123,10 +133,13 @@ impl<'s> Expander<'s> {
     }
 
     /// All stages but those that are left out, numbered anew.
-    fn without_off(self) -> Expanded {
+    fn without_off(mut self) -> Expanded {
+        if !self.off.contains(&true) {
+            return Expanded { stages: self.stages, later: in_order(self.later), patterns: self.finder.patterns };
+        }
         let mut place = Vec::with_capacity(self.stages.len());
         let mut stages: Vec<Stage> = Vec::with_capacity(self.stages.len());
-        for (mut stage, off) in self.stages.into_iter().zip(self.off) {
+        for (mut stage, off) in std::mem::take(&mut self.stages).into_iter().zip(self.off) {
             place.push(stages.len());
             if off {
                 continue;
@@ -138,23 +151,18 @@ impl<'s> Expander<'s> {
             }
             stages.push(stage);
         }
-        let mut later: Vec<(usize, Later)> = self.later.into_iter().collect();
-        later.sort_by_key(|(base, _)| *base);
-        let later = later.into_iter().map(|(_, later)| Later { stage: place[later.stage], ..later }).collect();
+        let later = in_order(self.later).into_iter().map(|later| Later { stage: place[later.stage], ..later }).collect();
         Expanded { stages, later, patterns: self.finder.patterns }
     }
 
     /// Notes a stage that waits for a list, or reads from one that does.
-    fn is_later(&mut self, base: usize, drafts: &[&Draft], drafted: &Drafted) -> bool {
+    fn is_later(&mut self, base: usize, spec: &StageSpec, drafted: &Drafted) -> bool {
         if drafted.later.is_empty() {
             return false;
         }
-        let index = |reference: &Reference| self.program.index.get(&reference.stage);
-        let wants = drafts.iter().flat_map(|draft| &draft.inputs).flat_map(|input| &input.wants);
-        let references = wants.filter_map(|(wanted, _)| if let Wanted::Output(reference) = wanted { Some(reference) } else { None });
         let own = drafted.later.get(&base);
-        let upstream = references.chain(own.map(|(reference, _)| reference)).filter_map(index).find_map(|up| self.later.get(up).cloned());
-        let name = self.program.stages[base].name.value.clone();
+        let upstream = drafted.reads(base).find_map(|from| self.later.get(&from).cloned());
+        let name = spec.name.value.clone();
         let found = match (upstream, own) {
             (Some(later), _) => Some(Later { name, ..later }),
             (None, Some((reference, span))) => {
@@ -173,7 +181,7 @@ impl<'s> Expander<'s> {
 
     /// The one output that lists the items of the stage `name`.
     fn list_of(&mut self, name: String, reference: &Reference, span: Span) -> Option<Later> {
-        let base = *self.program.index.get(&reference.stage)?;
+        let base = *self.program.index.get(reference.stage.as_str())?;
         if self.broken.contains(&base) {
             return None;
         }
@@ -205,15 +213,15 @@ impl<'s> Expander<'s> {
 
     fn kind_of(&self, stage: &StageSpec) -> Option<&'s Kind> {
         match &stage.action {
-            ActionSpec::Uses { kind, .. } => self.registry.get(&kind.value),
+            ActionSpec::Uses(uses) => self.registry.get(&uses.kind.value),
             ActionSpec::Run(_) => None,
         }
     }
 
     /// Whether the kind exists; input names are checked against its ports.
-    fn check_kind(&mut self, base: usize) -> bool {
-        let stage = &self.program.stages[base];
-        let ActionSpec::Uses { kind: name, .. } = &stage.action else { return true };
+    fn check_kind(&mut self, stage: &StageSpec) -> bool {
+        let ActionSpec::Uses(uses) = &stage.action else { return true };
+        let name = &uses.kind;
         let Some(kind) = self.registry.get(&name.value) else {
             let problem =
                 Problem::new("stage::unknown-kind", format!("there is no stage kind `{}`", name.value)).at(name.span, "unknown kind");
@@ -233,17 +241,17 @@ impl<'s> Expander<'s> {
     }
 
     /// Expands one draft; `false` if it has a mistake.
-    fn expand(&mut self, draft: &Draft) -> bool {
-        let stage = &self.program.stages[draft.spec];
+    fn expand(&mut self, stage: &StageSpec, draft: &Draft) -> bool {
         let kind = self.kind_of(stage);
-        let mut partials =
-            vec![Partial { labels: draft.own.labels.clone(), slots: Vec::with_capacity(draft.inputs.len()), reads_off: None }];
-        let mut sound = self.check_missing(stage, kind, draft);
-        for (i, input) in draft.inputs.iter().enumerate() {
+        // What is wrong in them was complained about when they were drafted.
+        let Ok(inputs) = drafts::inputs(stage, self.program.unit(stage), self.files, &draft.own) else { return false };
+        let mut partials = vec![Partial { labels: draft.own.labels.clone(), slots: Vec::with_capacity(inputs.len()), reads_off: None }];
+        let mut sound = self.check_missing(stage, kind, &inputs);
+        for (i, input) in inputs.iter().enumerate() {
             let name = stage.inputs[input.key].0.name.as_str();
             let port = port(kind, name);
             // Were it not for mistakes in the inputs to come, nobody would need the partials of before.
-            let before = if i + 1 < draft.inputs.len() { partials.clone() } else { Vec::new() };
+            let before = if i + 1 < inputs.len() { partials.clone() } else { Vec::new() };
             match self.bind(partials, i, stage, input, name, &port) {
                 Some(next) => partials = next,
                 None => {
@@ -252,12 +260,12 @@ impl<'s> Expander<'s> {
                 }
             }
         }
-        sound && partials.into_iter().all(|partial| self.finish(stage, kind, draft, partial))
+        sound && partials.into_iter().all(|partial| self.finish(stage, kind, draft, &inputs, partial))
     }
 
-    fn check_missing(&mut self, stage: &StageSpec, kind: Option<&Kind>, draft: &Draft) -> bool {
+    fn check_missing(&mut self, stage: &StageSpec, kind: Option<&Kind>, inputs: &[DraftInput]) -> bool {
         let Some(kind) = kind else { return true };
-        let given = |port: &InPort| draft.inputs.iter().any(|input| stage.inputs[input.key].0.name == port.name && !input.wants.is_empty());
+        let given = |port: &InPort| inputs.iter().any(|input| stage.inputs[input.key].0.name == port.name && !input.wants.is_empty());
         let missing: Vec<&InPort> = kind.inputs.iter().filter(|port| port.arity != Arity::Optional && !given(port)).collect();
         for port in &missing {
             self.problems.push(
@@ -322,7 +330,7 @@ impl<'s> Expander<'s> {
         port: &Port,
         span: Span,
     ) -> Option<Vec<Partial>> {
-        let base = *self.program.index.get(&reference.stage)?;
+        let base = *self.program.index.get(reference.stage.as_str())?;
         if self.broken.contains(&base) {
             return None;
         }
@@ -393,9 +401,9 @@ impl<'s> Expander<'s> {
     pub(super) fn left_out(&self, id: StageId, span: Span) -> Problem {
         let stage = &self.stages[id];
         let problem = Problem::new("when::left-out", format!("`{}` is left out", stage.name)).at(span, "read from here");
-        let spec = self.program.index.get(&stage.base).map(|&base| &self.program.stages[base]);
-        let problem = match spec.and_then(|spec| spec.when.as_ref()) {
-            Some(node) => problem.at(node.span, "because this is false"),
+        let condition = self.program.index.get(stage.base()).and_then(|base| self.conditions.get(base));
+        let problem = match condition {
+            Some(span) => problem.at(*span, "because this is false"),
             None => problem,
         };
         problem.help("give this stage a `when` too, or gather with `[*]`, which takes what is there")
@@ -440,26 +448,34 @@ impl<'s> Expander<'s> {
             },
         };
         let Some(found) = stage.outputs.get(&output) else {
-            let problem = Problem::new("reference::unknown-output", format!("stage `{}` has no output `{output}`", stage.base))
+            let problem = Problem::new("reference::unknown-output", format!("stage `{}` has no output `{output}`", stage.base()))
                 .at(span, "in this reference");
             let problem = problem.nearest(&output, stage.outputs.keys().map(String::as_str));
             self.problems.push(problem);
             return None;
         };
         if !found.format.fits(port.format) {
-            let message = format!("`{}.{output}` has the format `{}`, but `{}` is wanted here", stage.base, found.format.0, port.format.0);
+            let message =
+                format!("`{}.{output}` has the format `{}`, but `{}` is wanted here", stage.base(), found.format.0, port.format.0);
             let fitting: Vec<&str> =
                 stage.outputs.iter().filter(|(_, other)| other.format.fits(port.format)).map(|(name, _)| name.as_str()).collect();
             let problem = Problem::new("reference::wrong-format", message).at(span, format!("of the format `{}`", found.format.0));
             self.problems.push(if fitting.is_empty() {
                 problem
             } else {
-                problem.help(format!("`{}` also gives: {}", stage.base, fitting.join(", ")))
+                problem.help(format!("`{}` also gives: {}", stage.base(), fitting.join(", ")))
             });
             return None;
         }
         Some(Picked::Output(id, output.into()))
     }
+}
+
+/// In the order of the file.
+fn in_order(later: HashMap<usize, Later>) -> Vec<Later> {
+    let mut later: Vec<(usize, Later)> = later.into_iter().collect();
+    later.sort_by_key(|(base, _)| *base);
+    later.into_iter().map(|(_, later)| later).collect()
 }
 
 pub fn port(kind: Option<&Kind>, input: &str) -> Port {
@@ -469,7 +485,7 @@ pub fn port(kind: Option<&Kind>, input: &str) -> Port {
 }
 
 fn choose_output(stage: &Stage, port: &Port) -> Result<String, Problem> {
-    let names = |outputs: &BTreeMap<String, Output>| outputs.keys().cloned().collect::<Vec<_>>().join(", ");
+    let names = |outputs: &LiteMap<String, Output>| outputs.keys().cloned().collect::<Vec<_>>().join(", ");
     if stage.outputs.len() == 1 {
         return Ok(stage.outputs.keys().next().cloned().unwrap_or_default());
     }
@@ -478,12 +494,12 @@ fn choose_output(stage: &Stage, port: &Port) -> Result<String, Problem> {
         [only] => Ok((*only).clone()),
         [] => Err(Problem::new(
             "reference::wrong-format",
-            format!("no output of `{}` has the format `{}` that is wanted here", stage.base, port.format.0),
+            format!("no output of `{}` has the format `{}` that is wanted here", stage.base(), port.format.0),
         )
         .help(format!("its outputs are: {}", names(&stage.outputs)))),
         several => {
-            let offers: Vec<String> = several.iter().map(|name| format!("`{}.{name}`", stage.base)).collect();
-            Err(Problem::new("reference::ambiguous", format!("`{}` has several outputs that fit here", stage.base))
+            let offers: Vec<String> = several.iter().map(|name| format!("`{}.{name}`", stage.base())).collect();
+            Err(Problem::new("reference::ambiguous", format!("`{}` has several outputs that fit here", stage.base()))
                 .help(format!("write one of {}", offers.join(", "))))
         }
     }

@@ -2,12 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
+
+use litemap::LiteMap;
 
 use super::drafts::{Draft, DraftInput};
 use super::expand::{Expander, Partial, Picked, port};
 use super::params::Resolved;
 use super::{commands, params, settings, when};
-use crate::pipeline::{Action, Bound, Labels, Origin, Settings, Slot, Stage, expanded_name};
+use crate::pipeline::{Action, Bound, Labels, Origin, Settings, Slot, Stage, default_shell, expanded_name};
 use crate::problem::Problems;
 use crate::reference::Wanted;
 use crate::spec::{ActionSpec, StageSpec};
@@ -16,14 +19,21 @@ use crate::template::{Scope, plain};
 
 impl<'s> Expander<'s> {
     /// Makes the stage; `false` if it has a mistake.
-    pub(super) fn finish(&mut self, spec: &'s StageSpec, kind: Option<&'s Kind>, draft: &Draft, partial: Partial) -> bool {
+    pub(super) fn finish(
+        &mut self,
+        spec: &StageSpec,
+        kind: Option<&'s Kind>,
+        draft: &Draft,
+        inputs: &[DraftInput],
+        partial: Partial,
+    ) -> bool {
         let Partial { labels, slots, reads_off } = partial;
         let unit = self.program.unit(spec);
         let scope = Scope { params: &unit.params, items: &draft.own.items, matrix: &labels, files: self.files };
         let is_on = spec.when.as_ref().map_or(Ok(true), |node| when::holds(node, &scope));
         let built = is_on.and_then(|is_on| match (is_on, reads_off) {
             (true, Some((id, span))) => Err(self.left_out(id, span).into()),
-            (true, None) => self.build(spec, kind, draft, slots, &scope).map(Some),
+            (true, None) => self.build(spec, kind, inputs, slots, &scope).map(Some),
             (false, _) => Ok(None),
         });
         let built = match built {
@@ -36,7 +46,7 @@ impl<'s> Expander<'s> {
         self.off.push(built.is_none());
         let Built { inputs, resolved: (action, outputs, threads), settings } = built.unwrap_or_else(nothing);
         let name = expanded_name(&spec.name.value, &labels);
-        self.stages.push(Stage { name, base: spec.name.value.clone(), labels, action, inputs, outputs, threads, settings });
+        self.stages.push(Stage { name, labels, action, inputs, outputs, threads, settings });
         true
     }
 
@@ -44,19 +54,19 @@ impl<'s> Expander<'s> {
         &mut self,
         spec: &StageSpec,
         kind: Option<&'s Kind>,
-        draft: &Draft,
+        drafted: &[DraftInput],
         slots: Vec<(usize, Vec<Picked>)>,
         scope: &Scope<'_>,
     ) -> Result<Built, Problems> {
         let mut problems = Problems::new();
         let (settings, cpus) = settings::settings(&spec.settings, &self.program.pools, scope, &mut problems);
-        let inputs = self.inputs(spec, kind, draft, slots);
+        let inputs = self.inputs(spec, kind, drafted, slots);
         // What a command says about an input that is not there is not complained about too.
         let resolved = inputs.and_then(|inputs| {
             let resolved = match (&spec.action, kind) {
-                (ActionSpec::Uses { with, .. }, Some(kind)) => params::native(spec, kind, with.as_ref(), scope)?,
+                (ActionSpec::Uses(uses), Some(kind)) => params::native(spec, kind, uses.with.as_ref(), scope)?,
                 (ActionSpec::Run(run), _) => commands::command(run, &inputs, scope, self.choices.environment)?,
-                (ActionSpec::Uses { .. }, None) => return Err(Problems::new()),
+                (ActionSpec::Uses(_), None) => return Err(Problems::new()),
             };
             Ok((inputs, resolved))
         });
@@ -76,14 +86,14 @@ impl<'s> Expander<'s> {
         &mut self,
         spec: &StageSpec,
         kind: Option<&'s Kind>,
-        draft: &Draft,
+        drafted: &[DraftInput],
         slots: Vec<(usize, Vec<Picked>)>,
     ) -> Result<Vec<Slot>, Problems> {
         let mut problems = Problems::new();
         let mut inputs = Vec::with_capacity(slots.len());
         for (i, picked) in slots {
             match self.found(&self.program.unit(spec).root, picked) {
-                Ok(picked) => inputs.push(slot(kind, &draft.inputs[i], &spec.inputs[draft.inputs[i].key].0.name, picked)),
+                Ok(picked) => inputs.push(slot(kind, &drafted[i], &spec.inputs[drafted[i].key].0.name, picked)),
                 Err(found) => problems.extend(found),
             }
         }
@@ -131,13 +141,14 @@ fn name_of(path: &Path, otherwise: &str) -> String {
 struct Built {
     inputs: Vec<Slot>,
     resolved: Resolved,
-    settings: Settings,
+    settings: Arc<Settings>,
 }
 
 /// What stands for a stage that is left out.
 fn nothing() -> Built {
-    let action = Action::Command { script: String::new(), shell: Vec::new(), env: BTreeMap::new(), workdir: String::new(), stdout: None };
-    Built { inputs: Vec::new(), resolved: (action, BTreeMap::new(), Threads::ONE), settings: Settings::default() }
+    let action =
+        Action::Command { script: String::new(), shell: default_shell(), env: BTreeMap::new(), workdir: String::new(), stdout: None };
+    Built { inputs: Vec::new(), resolved: (action, LiteMap::new(), Threads::ONE), settings: Settings::shared() }
 }
 
 fn slot(kind: Option<&Kind>, input: &DraftInput, name: &str, picked: Vec<Value>) -> Slot {

@@ -9,7 +9,7 @@ use super::{settings, values};
 use crate::compiled::Dependency;
 use crate::pipeline::Labels;
 use crate::problem::{Problem, Problems, Span};
-use crate::source::{self, Data, Files, MAX_BYTES, Node};
+use crate::source::{self, Data, Files, MAX_BYTES, Node, Scalar};
 use crate::spec::{self, IncludeSpec, Spec};
 use crate::template::Scope;
 
@@ -54,11 +54,17 @@ impl Loader<'_> {
             // The file that includes knows the machine better.
             self.program.pools.entry(name).or_insert(units);
         }
-        for mut stage in spec.stages {
+        let first = self.program.stages.len();
+        if first == 0 {
+            self.program.stages = spec.stages;
+        } else {
+            self.program.stages.extend(spec.stages);
+        }
+        self.program.index.reserve(self.program.stages.len() - first);
+        for (i, stage) in self.program.stages.iter_mut().enumerate().skip(first) {
             stage.name.value.insert_str(0, &place.prefix);
-            stage.unit = unit;
-            self.program.index.insert(stage.name.value.clone(), self.program.stages.len());
-            self.program.stages.push(stage);
+            stage.unit = unit as u32;
+            self.program.index.insert(stage.name.value.as_str().into(), i);
         }
         self.program.broken.extend(spec.broken.iter().map(|name| format!("{}{name}", place.prefix)));
         self.program.units.push(Unit { prefix: place.prefix.clone(), root: place.root.clone(), params: params.clone() });
@@ -158,7 +164,10 @@ fn from_value(span: Span, value: &Value) -> Data {
     let node = |value: &Value| Node { span, data: from_value(span, value) };
     match value {
         Value::Array(items) => Data::List(items.iter().map(node).collect()),
-        Value::Object(map) => Data::Map(map.iter().map(|(name, value)| (source::Key { name: name.clone(), span }, node(value))).collect()),
-        scalar => Data::Scalar(scalar.clone()),
+        Value::Object(map) => Data::Map(map.iter().map(|(name, value)| (source::Key { name: name.into(), span }, node(value))).collect()),
+        Value::Null => Data::Scalar(Scalar::Null),
+        Value::Bool(truth) => Data::Scalar(Scalar::Bool(*truth)),
+        Value::Number(number) => Data::Scalar(Scalar::Number(number.into())),
+        Value::String(text) => Data::Scalar(Scalar::text(text)),
     }
 }

@@ -60,13 +60,14 @@ pub fn pipeline(
     let (mut spec, mut problems) = spec::read(tree);
     let name = spec.name.take().map_or_else(|| fallback_name.to_owned(), |name| name.value);
     let params = values::chosen(&spec, choices, &mut problems);
-    let program = include::program(spec, root, params, files, &mut problems);
+    let mut program = include::program(spec, root, params, files, &mut problems);
     let files = &*files;
     let mut drafted = drafts::draft(&program, files, choices.known, &mut problems);
     let order = drafts::order(&program, &drafted, &mut problems);
-    let expander = expand::Expander::new(&program, files, registry, choices);
-    let expand::Expanded { stages, later, patterns } = expander.run(&mut drafted, &order, &mut problems);
     let lists = program.stages.iter().any(|stage| variants::takes_output(stage, &program)).then_some(Dependency::List);
+    let specs = std::mem::take(&mut program.stages);
+    let expander = expand::Expander::new(&program, specs, files, registry, choices);
+    let expand::Expanded { stages, later, patterns } = expander.run(&mut drafted, &order, &mut problems);
     let Program { mut units, pools, mut dependencies, .. } = program;
     dependencies.extend(patterns.into_iter().chain(lists));
     problems.or(Pipeline { name, root: root.to_owned(), params: units.swap_remove(0).params, pools, stages, later, dependencies })

@@ -1,7 +1,6 @@
 //! `with:` of a native stage: filled in, typed, checked, every default made explicit.
 
-use std::collections::BTreeMap;
-
+use litemap::LiteMap;
 use serde_json::{Map, Value};
 
 use crate::pipeline::{Action, Output};
@@ -12,7 +11,7 @@ use crate::stage::{Complaints, Kind, ParamError, Threads};
 use crate::template::Scope;
 
 /// What a stage becomes once its action is resolved.
-pub type Resolved = (Action, BTreeMap<String, Output>, Threads);
+pub type Resolved = (Action, LiteMap<String, Output>, Threads);
 
 /// Resolves the action of a native stage.
 pub fn native(stage: &StageSpec, kind: &Kind, with: Option<&Node>, scope: &Scope<'_>) -> Result<Resolved, Problems> {

@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 
+use compact_str::CompactString;
+
 use serde_json::{Map, Value};
 
 use crate::compiled::Dependency;
@@ -27,7 +29,7 @@ pub struct Program {
     /// The stages of all files.
     pub stages: Vec<StageSpec>,
     /// Place of each name in `stages`.
-    pub index: HashMap<String, usize>,
+    pub index: HashMap<CompactString, usize>,
     /// Names of stages whose shape is wrong; what refers to them is not complained about.
     pub broken: Vec<String>,
     /// Units of every named pool.
@@ -39,6 +41,6 @@ pub struct Program {
 impl Program {
     /// The file that a stage stands in.
     pub fn unit(&self, stage: &StageSpec) -> &Unit {
-        &self.units[stage.unit]
+        &self.units[stage.unit as usize]
     }
 }

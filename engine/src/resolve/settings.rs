@@ -1,6 +1,7 @@
 //! How a stage is to be run: time, tries, pools and the like, checked against what the pipeline declares.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -33,7 +34,7 @@ pub fn pools(written: &[(Key, Node)], scope: &Scope<'_>, problems: &mut Problems
         }
         let mut reading = Reading { scope, problems };
         if let Some(units) = reading.fill(node).and_then(|value| reading.count(&value, &key.name, 1, node.span)) {
-            pools.insert(key.name.clone(), units);
+            pools.insert(key.name.to_string(), units);
         }
     }
     pools
@@ -45,7 +46,10 @@ pub fn settings(
     pools: &BTreeMap<String, u32>,
     scope: &Scope<'_>,
     problems: &mut Problems,
-) -> (Settings, Option<usize>) {
+) -> (Arc<Settings>, Option<usize>) {
+    if written.is_empty() {
+        return (Settings::shared(), None);
+    }
     let mut settings = Settings::default();
     let mut cpus = None;
     let mut reading = Reading { scope, problems };
@@ -65,7 +69,7 @@ pub fn settings(
             _ => settings.tags = reading.tags(node, &value),
         }
     }
-    (settings, cpus)
+    (Arc::new(settings), cpus)
 }
 
 struct Reading<'a, 's> {
@@ -103,7 +107,7 @@ impl Reading<'_, '_> {
 
     /// The size of a declared pool that has enough units.
     fn pool(&mut self, key: &Key, node: &Node, units: Option<u32>, pools: &BTreeMap<String, u32>) -> Option<u32> {
-        let Some(&size) = pools.get(&key.name) else {
+        let Some(&size) = pools.get(key.name.as_str()) else {
             let problem = Problem::new("resources::unknown-pool", format!("there is no resource and no pool `{}`", key.name))
                 .at(key.span, "unknown resource");
             let known = BUILT_IN.iter().copied().chain(pools.keys().map(String::as_str)).collect::<Vec<_>>();
@@ -187,7 +191,7 @@ impl Reading<'_, '_> {
     }
 
     fn memory(&mut self, value: &Value, span: Span) -> u64 {
-        let bytes = value.as_str().and_then(units::bytes);
+        let bytes = value.as_str().and_then(units::bytes).filter(|&bytes| bytes > 0);
         if bytes.is_none() {
             self.wrong("`memory`", "a size with its unit, such as `512MiB` or `2GiB`", value, span);
         }

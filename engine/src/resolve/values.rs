@@ -4,7 +4,7 @@ use serde_json::{Map, Value};
 
 use super::Choices;
 use crate::problem::{Problem, Problems};
-use crate::source::{self, Data, Files, Key, Node};
+use crate::source::{self, Data, Files, Key, Node, Scalar};
 use crate::spec::Spec;
 
 /// One `--set path=value`.
@@ -52,7 +52,7 @@ pub fn chosen(spec: &Spec, choices: &Choices<'_>, problems: &mut Problems) -> Ma
         }
     }
     // What is wrong in a profile that is not chosen is wrong all the same.
-    for (key, node) in spec.profiles.iter().filter(|(key, _)| choices.profile.as_ref() != Some(&key.name)) {
+    for (key, node) in spec.profiles.iter().filter(|(key, _)| choices.profile.as_deref() != Some(key.name.as_str())) {
         over(&mut declared(spec, &mut Problems::new()), node, &format!("the profile `{}`", key.name), problems);
     }
     params
@@ -72,7 +72,7 @@ pub fn declared(spec: &Spec, problems: &mut Problems) -> Map<String, Value> {
     for (_, node) in &spec.params {
         refuse_templates(node, problems);
     }
-    spec.params.iter().map(|(key, node)| (key.name.clone(), node.to_value())).collect()
+    spec.params.iter().map(|(key, node)| (key.name.to_string(), node.to_value())).collect()
 }
 
 /// Lays a map of values over the declared ones. A map goes over a map entry by entry, anything else takes the place of what was there.
@@ -88,7 +88,7 @@ pub fn over(params: &mut Map<String, Value>, node: &Node, what: &str, problems: 
 }
 
 fn over_one(params: &mut Map<String, Value>, key: &Key, node: &Node, what: &str, problems: &mut Problems) {
-    match params.get_mut(&key.name) {
+    match params.get_mut(key.name.as_str()) {
         Some(Value::Object(inner)) if matches!(node.data, Data::Map(_)) => over(inner, node, what, problems),
         Some(value) => *value = node.to_value(),
         None => {
@@ -101,7 +101,7 @@ fn over_one(params: &mut Map<String, Value>, key: &Key, node: &Node, what: &str,
 
 fn refuse_templates(node: &Node, problems: &mut Problems) {
     match &node.data {
-        Data::Scalar(Value::String(text)) if text.contains("${") => {
+        Data::Scalar(Scalar::Text(text)) if text.contains("${") => {
             problems.push(
                 Problem::new("template::in-params", "a param cannot refer to another param")
                     .at(node.span, "a `${…}` in `params`")

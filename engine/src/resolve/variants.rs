@@ -49,7 +49,7 @@ pub fn variants(stage: &StageSpec, program: &Program, files: &Files, known: Know
     let scope = Scope { params: &unit.params, items: &[], matrix: &no_labels, files };
     let mut problems = Problems::new();
     let axes = axes(stage, &scope, &mut problems);
-    let items = match &stage.foreach {
+    let items = match stage.foreach.as_deref() {
         None => None,
         Some((key, node)) => match items(&key.name, node, stage, program, &scope, known, &mut problems) {
             Items::Known(items) => Some(items),
@@ -63,7 +63,7 @@ pub fn variants(stage: &StageSpec, program: &Program, files: &Files, known: Know
         return Err(too_many(stage).into());
     }
     let mut variants = matrix(stage, &axes, &scope, &mut problems);
-    if let (Some(items), Some((key, _))) = (items, &stage.foreach) {
+    if let (Some(items), Some((key, _))) = (items, stage.foreach.as_deref()) {
         variants = spread(&variants, &key.name, &items);
     }
     if variants.len() > left {
@@ -74,7 +74,7 @@ pub fn variants(stage: &StageSpec, program: &Program, files: &Files, known: Know
 
 /// Whether the items of a stage come from an output.
 pub fn takes_output(stage: &StageSpec, program: &Program) -> bool {
-    stage.foreach.as_ref().is_some_and(|(_, node)| output(node, program.unit(stage), program).is_some())
+    stage.foreach.as_deref().is_some_and(|(_, node)| output(node, program.unit(stage), program).is_some())
 }
 
 /// The complaint about a pipeline that grows over the budget.
@@ -89,11 +89,11 @@ type Axis = (String, Vec<Value>);
 /// `None` if an axis was no list, which was complained about when the shape was read.
 fn axes(stage: &StageSpec, scope: &Scope<'_>, problems: &mut Problems) -> Option<Vec<Axis>> {
     let mut axes = Vec::new();
-    for (key, node) in &stage.matrix.axes {
+    for (key, node) in &stage.matrix().axes {
         match scope.fill(node) {
             Ok(Value::Array(values)) if !values.is_empty() => {
                 check_values(&key.name, node, &values, problems);
-                axes.push((key.name.clone(), values));
+                axes.push((key.name.to_string(), values));
             }
             // What is written out and is no list was complained about when the shape was read.
             Ok(_) if node.as_str().is_none() => return None,
@@ -137,15 +137,15 @@ fn check_value(axis: &str, value: &Value, place: Span, problems: &mut Problems) 
 
 /// All combinations, without the excluded and with the included ones.
 fn matrix(stage: &StageSpec, axes: &[Axis], scope: &Scope<'_>, problems: &mut Problems) -> Vec<Variant> {
-    let mut combinations: Vec<Labels> = if axes.is_empty() && stage.matrix.include.is_some() { Vec::new() } else { product(axes) };
-    if let Some(node) = &stage.matrix.exclude {
+    let mut combinations: Vec<Labels> = if axes.is_empty() && stage.matrix().include.is_some() { Vec::new() } else { product(axes) };
+    if let Some(node) = &stage.matrix().exclude {
         for (entry, _) in entries(node, "exclude", scope, problems) {
             check_axes(&entry, node, axes, problems);
             combinations.retain(|labels| !entry.iter().all(|(axis, value)| labels.get(axis) == Some(value)));
         }
     }
     let mut sets = combinations.clone();
-    if let Some(node) = &stage.matrix.include {
+    if let Some(node) = &stage.matrix().include {
         include(&combinations, &mut sets, node, scope, problems);
     }
     if sets.is_empty() && problems.is_empty() {
@@ -224,7 +224,7 @@ fn not_maps(what: &str, span: Span) -> Problem {
 
 fn check_axes(entry: &Map<String, Value>, node: &Node, axes: &[Axis], problems: &mut Problems) {
     for name in entry.keys().filter(|name| !axes.iter().any(|(axis, _)| axis == *name)) {
-        let nodes = if let Data::List(items) = &node.data { items.as_slice() } else { &[] };
+        let nodes = if let Data::List(items) = &node.data { &**items } else { &[] };
         let place = nodes.iter().find_map(|item| item.key_span(name)).unwrap_or(node.span);
         let problem = Problem::new("matrix::unknown-axis", format!("the matrix has no axis `{name}`")).at(place, "unknown axis");
         problems.push(problem.nearest(name, axes.iter().map(|(axis, _)| axis.as_str())));
@@ -319,7 +319,7 @@ fn output(node: &Node, unit: &Unit, program: &Program) -> Option<Result<Referenc
     let text = node.as_str()?.trim().strip_prefix("${")?.strip_suffix('}')?;
     let Ok(Wanted::Output(mut reference)) = reference::parse(text.trim()) else { return None };
     reference.stage.insert_str(0, &unit.prefix);
-    let is_stage = program.index.contains_key(&reference.stage) || program.broken.contains(&reference.stage);
+    let is_stage = program.index.contains_key(reference.stage.as_str()) || program.broken.contains(&reference.stage);
     let local = &reference.stage[unit.prefix.len()..];
     if !is_stage || unit.params.contains_key(local) {
         return None;

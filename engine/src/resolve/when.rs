@@ -259,7 +259,7 @@ impl<'a> Parser<'a> {
     }
 
     fn place(&self, start: usize, end: usize) -> Span {
-        if self.literal { Span::new(self.whole.start + start, self.whole.start + end) } else { self.whole }
+        if self.literal { Span::new(self.whole.start() + start, self.whole.start() + end) } else { self.whole }
     }
 }
 
@@ -299,7 +299,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::pipeline::Labels;
-    use crate::source::{Data, Files};
+    use crate::source::{Data, Files, Scalar};
     use serde_json::json;
 
     fn eval(text: &str) -> Result<bool, &'static str> {
@@ -307,7 +307,7 @@ mod tests {
         let mut files = Files::new();
         files.add("test", text.to_owned());
         let scope = Scope { params: params.as_object().unwrap(), items: &[], matrix: &Labels::new(), files: &files };
-        let node = Node { span: Span::new(0, text.len()), data: Data::Scalar(Value::from(text)) };
+        let node = Node { span: Span::new(0, text.len()), data: Data::Scalar(Scalar::text(text)) };
         holds(&node, &scope).map_err(|problems| problems.iter().next().unwrap().code)
     }
 

@@ -227,7 +227,7 @@ fn task(stage: &Stage, room: &Room, grant: &Grant, options: &Options) -> Result<
             variables.extend(env.clone());
             let target = stdout.as_ref().and_then(|name| stage.outputs.get(name));
             Ok(Task::Command {
-                shell: shell.clone(),
+                shell: Arc::clone(shell),
                 script: script.clone(),
                 env: variables,
                 workdir: workdir.clone(),
@@ -239,7 +239,7 @@ fn task(stage: &Stage, room: &Room, grant: &Grant, options: &Options) -> Result<
 }
 
 fn input(work: &Path, bound: &Bound) -> Input {
-    Input { path: work.join(&bound.place), labels: bound.labels.clone() }
+    Input { path: work.join(&bound.place), labels: bound.labels.iter().map(|(axis, value)| (axis.clone(), value.clone())).collect() }
 }
 
 /// Makes sure that what another input brought to this place is what the key was made of.

@@ -6,10 +6,10 @@
 
 use std::collections::HashMap;
 
+use compact_str::CompactString;
 use saphyr_parser::{Event, Parser, ScalarStyle};
-use serde_json::Value;
 
-use super::{Data, Key, Node};
+use super::{Data, Key, Node, Number, Scalar};
 use crate::problem::{Problem, Problems, Span};
 
 /// Largest pipeline file, in bytes.
@@ -26,32 +26,32 @@ pub fn parse(text: &str, base: usize) -> Result<Node, Problems> {
         let message = format!("the file has {} MiB; a pipeline may have at most {} MiB", text.len() >> 20, MAX_BYTES >> 20);
         return Err(Problem::new("yaml::too-large", message).at(Span::new(base, base + 1), "in this file").into());
     }
+    if u32::try_from(base.saturating_add(text.len())).is_err() {
+        let message = "the files of this pipeline have more than 4 GiB together";
+        return Err(Problem::new("yaml::too-large", message).into());
+    }
     Builder::new(text, base).run()
 }
 
 /// A plain scalar by the rules of `serde_yaml`.
-fn resolve_plain(text: &str) -> Value {
+fn resolve_plain(text: &str) -> Scalar {
     // Most scalars are words; only what could be something else is worth the parser.
     let may_be_typed = text.is_empty() || text.starts_with(|c: char| c.is_ascii_digit() || "+-.~nNtTfF".contains(c));
     if !may_be_typed {
-        return Value::String(text.to_owned());
+        return Scalar::text(text);
     }
     match serde_yaml::from_str::<serde_yaml::Value>(text) {
-        Ok(serde_yaml::Value::Null) => Value::Null,
-        Ok(serde_yaml::Value::Bool(b)) => Value::Bool(b),
-        Ok(serde_yaml::Value::Number(n)) => number(&n).unwrap_or_else(|| Value::String(text.to_owned())),
-        _ => Value::String(text.to_owned()),
+        Ok(serde_yaml::Value::Null) => Scalar::Null,
+        Ok(serde_yaml::Value::Bool(b)) => Scalar::Bool(b),
+        Ok(serde_yaml::Value::Number(n)) => number(&n).map_or_else(|| Scalar::text(text), Scalar::Number),
+        _ => Scalar::text(text),
     }
 }
 
-fn number(n: &serde_yaml::Number) -> Option<Value> {
-    if let Some(i) = n.as_i64() {
-        return Some(i.into());
-    }
-    if let Some(u) = n.as_u64() {
-        return Some(u.into());
-    }
-    serde_json::Number::from_f64(n.as_f64()?).map(Value::Number)
+/// `None` for what no JSON can hold, such as `.inf`.
+fn number(n: &serde_yaml::Number) -> Option<Number> {
+    let whole = n.as_i64().map(Number::Int).or_else(|| n.as_u64().map(Number::UInt));
+    whole.or_else(|| n.as_f64().filter(|float| float.is_finite()).map(Number::Float))
 }
 
 /// A collection that is being filled.
@@ -62,7 +62,7 @@ enum Open {
 
 /// Keys of a map that is being filled. Most maps are small, and their entries are looked through faster than a table is made.
 #[derive(Default)]
-struct Seen(Option<HashMap<String, Span>>);
+struct Seen(Option<HashMap<CompactString, Span>>);
 
 /// Most entries that are looked through.
 const FEW: usize = 16;
@@ -74,7 +74,7 @@ impl Seen {
             return entries.iter().find(|(key, _)| key.name == name).map(|(key, _)| key.span);
         }
         let known = || entries.iter().map(|(key, _)| (key.name.clone(), key.span)).collect();
-        self.0.get_or_insert_with(known).insert(name.to_owned(), span)
+        self.0.get_or_insert_with(known).insert(name.into(), span)
     }
 }
 
@@ -130,7 +130,7 @@ impl<'t> Builder<'t> {
                 }
             }
         }
-        let root = self.root.unwrap_or(Node { span: Span::new(self.base, self.base), data: Data::Scalar(Value::Null) });
+        let root = self.root.unwrap_or(Node { span: Span::new(self.base, self.base), data: Data::Scalar(Scalar::Null) });
         self.problems.or(root)
     }
 
@@ -143,11 +143,11 @@ impl<'t> Builder<'t> {
             }
             Event::SequenceStart(_, tag) => {
                 self.refuse_tag(tag.is_some(), span);
-                self.open(Open::List { start: span.start, items: Vec::new() }, span)?;
+                self.open(Open::List { start: span.start(), items: Vec::new() }, span)?;
             }
             Event::MappingStart(_, tag) => {
                 self.refuse_tag(tag.is_some(), span);
-                self.open(Open::Map { start: span.start, entries: Vec::new(), seen: Seen::default(), key: None }, span)?;
+                self.open(Open::Map { start: span.start(), entries: Vec::new(), seen: Seen::default(), key: None }, span)?;
             }
             Event::SequenceEnd | Event::MappingEnd => self.close(span),
             Event::Alias(_) => {
@@ -156,7 +156,7 @@ impl<'t> Builder<'t> {
                         .at(span, "an alias")
                         .help("write the value out, or make it a param and use `${name}`"),
                 );
-                self.place(Node { span, data: Data::Scalar(Value::Null) });
+                self.place(Node { span, data: Data::Scalar(Scalar::Null) });
             }
             Event::DocumentStart(_) if self.root.is_some() => {
                 return Err(Problem::new("yaml::several-documents", "a pipeline file holds one document")
@@ -195,12 +195,12 @@ impl<'t> Builder<'t> {
     fn close(&mut self, span: Span) {
         let node = match self.stack.pop() {
             Some(Open::List { start, items }) => {
-                let end = items.last().map_or(span.end, |node| node.span.end).max(span.end);
-                Node { span: self.trimmed(start, end), data: Data::List(items) }
+                let end = items.last().map_or(span.end(), |node| node.span.end()).max(span.end());
+                Node { span: self.trimmed(start, end), data: Data::List(items.into()) }
             }
             Some(Open::Map { start, entries, .. }) => {
-                let end = entries.last().map_or(span.end, |(_, node)| node.span.end).max(span.end);
-                Node { span: self.trimmed(start, end), data: Data::Map(entries) }
+                let end = entries.last().map_or(span.end(), |(_, node)| node.span.end()).max(span.end());
+                Node { span: self.trimmed(start, end), data: Data::Map(entries.into()) }
             }
             None => return,
         };
@@ -230,10 +230,10 @@ impl<'t> Builder<'t> {
                         .help("a plain YAML reader would silently keep the last one; remove or rename one of them"),
                 );
             }
-            *key = Some(Key { name: text.to_owned(), span });
+            *key = Some(Key { name: text.into(), span });
             return;
         }
-        let value = if style == ScalarStyle::Plain { resolve_plain(text) } else { Value::String(text.to_owned()) };
+        let value = if style == ScalarStyle::Plain { resolve_plain(text) } else { Scalar::text(text) };
         self.place(Node { span, data: Data::Scalar(value) });
     }
 
@@ -271,9 +271,9 @@ mod tests {
         let text = "ä: 'ü'\nb: [1, zwei]\n";
         let node = parse(text, 100).unwrap();
         let two = node.descend("b[1]");
-        assert_eq!(&text[two.span.start - 100..two.span.end - 100], "zwei");
+        assert_eq!(&text[two.span.start() - 100..two.span.end() - 100], "zwei");
         let list = node.descend("b");
-        assert_eq!(&text[list.span.start - 100..list.span.end - 100], "[1, zwei]");
+        assert_eq!(&text[list.span.start() - 100..list.span.end() - 100], "[1, zwei]");
     }
 
     #[test]

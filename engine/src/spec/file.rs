@@ -54,7 +54,7 @@ impl Reader {
         for (key, node) in entries {
             match self.stage(&key, node) {
                 Some(stage) => spec.stages.push(stage),
-                None => spec.broken.push(key.name),
+                None => spec.broken.push(key.name.into()),
             }
         }
     }

@@ -6,7 +6,7 @@ mod stage;
 mod template;
 
 use crate::problem::{Problems, Spanned};
-use crate::source::{Key, Node};
+use crate::source::{Entries, Key, Node};
 
 /// Keys at the top of the file.
 pub const TOP_KEYS: [&str; 8] = ["name", "about", "params", "profiles", "include", "pools", "templates", "stages"];
@@ -43,13 +43,13 @@ pub struct Spec {
     /// `name:`, if it has one.
     pub name: Option<Spanned<String>>,
     /// `params:` in the order of the file.
-    pub params: Vec<(Key, Node)>,
+    pub params: Entries,
     /// `profiles:`, maps of params by name.
-    pub profiles: Vec<(Key, Node)>,
+    pub profiles: Entries,
     /// `include:`.
     pub includes: Vec<IncludeSpec>,
     /// `pools:`, units by name.
-    pub pools: Vec<(Key, Node)>,
+    pub pools: Entries,
     /// `stages:` in the order of the file, without those whose shape is wrong.
     pub stages: Vec<StageSpec>,
     /// Names of stages whose shape is wrong; what refers to them is not complained about.
@@ -67,25 +67,33 @@ pub struct IncludeSpec {
     pub params: Option<Node>,
 }
 
-/// One entry of `stages:`.
+/// One entry of `stages:`. There can be very many, so what few of them have lies apart.
 #[derive(Debug, Clone)]
 pub struct StageSpec {
     /// Its key; with the names of the files that include it before it, once those are known.
     pub name: Spanned<String>,
     /// Which of the pipeline's files it stands in; 0 until that is known.
-    pub unit: usize,
+    pub unit: u32,
     /// `uses:` or `run:`.
     pub action: ActionSpec,
     /// `in:`.
-    pub inputs: Vec<(Key, Node)>,
+    pub inputs: Entries,
     /// `matrix:`.
-    pub matrix: MatrixSpec,
+    pub matrix: Option<Box<MatrixSpec>>,
     /// `foreach:`, the name of the item and the list.
-    pub foreach: Option<(Key, Node)>,
+    pub foreach: Option<Box<(Key, Node)>>,
     /// `when:`, a condition.
-    pub when: Option<Node>,
+    pub when: Option<Box<Node>>,
     /// The [`SETTING_KEYS`] that it has.
-    pub settings: Vec<(Key, Node)>,
+    pub settings: Entries,
+}
+
+impl StageSpec {
+    /// `matrix:`, empty if left out.
+    pub fn matrix(&self) -> &MatrixSpec {
+        static NONE: MatrixSpec = MatrixSpec { axes: Vec::new(), include: None, exclude: None };
+        self.matrix.as_deref().unwrap_or(&NONE)
+    }
 }
 
 /// `matrix:`, as written.
@@ -102,15 +110,19 @@ pub struct MatrixSpec {
 /// What a stage does, as written.
 #[derive(Debug, Clone)]
 pub enum ActionSpec {
-    /// A native stage kind with its params.
-    Uses {
-        /// `uses:`.
-        kind: Spanned<String>,
-        /// `with:`, a map; `None` if left out.
-        with: Option<Node>,
-    },
+    /// A native stage.
+    Uses(Box<UsesSpec>),
     /// A command.
     Run(Box<RunSpec>),
+}
+
+/// A native stage kind with its params, as written.
+#[derive(Debug, Clone)]
+pub struct UsesSpec {
+    /// `uses:`.
+    pub kind: Spanned<String>,
+    /// `with:`, a map; `None` if left out.
+    pub with: Option<Node>,
 }
 
 /// A command, as written.
@@ -119,15 +131,15 @@ pub struct RunSpec {
     /// `run:`, a text or a list of words.
     pub script: Node,
     /// `out:`, name to path.
-    pub outputs: Vec<(Key, Node)>,
+    pub outputs: Entries,
     /// `env:`, name to value.
-    pub env: Vec<(Key, Node)>,
+    pub env: Entries,
     /// `shell:`, the words before the script.
-    pub shell: Option<Node>,
+    pub shell: Option<Box<Node>>,
     /// `workdir:`, where the shell starts.
-    pub workdir: Option<Node>,
+    pub workdir: Option<Box<Node>>,
     /// `stdout:`, the output that takes what is printed.
-    pub stdout: Option<Node>,
+    pub stdout: Option<Box<Node>>,
 }
 
 /// Reads the shape of a parsed file: what could be read, and every mistake of shape.

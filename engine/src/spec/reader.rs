@@ -1,7 +1,7 @@
 //! What all readers of shapes share: typed access to nodes, and the words for what is wrong with them.
 
 use crate::problem::{Problem, Problems, Span, Spanned};
-use crate::source::{Data, Key, Node};
+use crate::source::{Data, Entries, Key, Node};
 use crate::spec::is_name;
 use crate::spec::template::Template;
 
@@ -16,20 +16,20 @@ pub struct Reader {
 
 impl Reader {
     /// The entries of a map; nothing, with a complaint, if it is none.
-    pub fn map(&mut self, node: Node, what: &str) -> Vec<(Key, Node)> {
+    pub fn map(&mut self, node: Node, what: &str) -> Entries {
         match node.data {
             Data::Map(entries) => entries,
             _ => {
                 self.wrong_type(&node, what, "a map");
-                Vec::new()
+                Entries::default()
             }
         }
     }
 
     /// A map whose keys are names; empty if left out.
-    pub fn named_map(&mut self, node: Node, what: &str) -> Vec<(Key, Node)> {
+    pub fn named_map(&mut self, node: Node, what: &str) -> Entries {
         if node.is_null() {
-            return Vec::new();
+            return Entries::default();
         }
         let entries = match node.data {
             Data::Map(entries) => entries,

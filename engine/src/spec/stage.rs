@@ -1,9 +1,9 @@
 //! One stage.
 
 use super::reader::Reader;
-use super::{ActionSpec, MatrixSpec, RunSpec, STAGE_KEYS, StageSpec};
+use super::{ActionSpec, MatrixSpec, RunSpec, STAGE_KEYS, StageSpec, UsesSpec};
 use crate::problem::{Problem, Span, Spanned};
-use crate::source::{Data, Key, Node};
+use crate::source::{Data, Entries, Key, Node};
 
 /// What was written under one stage, each with the place of its key where that matters.
 #[derive(Default)]
@@ -11,15 +11,15 @@ struct Fields {
     uses: Option<(Span, Spanned<String>)>,
     run: Option<(Span, Node)>,
     with: Option<(Span, Node)>,
-    out: Option<(Span, Vec<(Key, Node)>)>,
-    env: Option<(Span, Vec<(Key, Node)>)>,
+    out: Option<(Span, Entries)>,
+    env: Option<(Span, Entries)>,
     shell: Option<(Span, Node)>,
     workdir: Option<(Span, Node)>,
     stdout: Option<(Span, Node)>,
-    inputs: Vec<(Key, Node)>,
-    matrix: MatrixSpec,
-    foreach: Option<(Key, Node)>,
-    when: Option<Node>,
+    inputs: Entries,
+    matrix: Option<Box<MatrixSpec>>,
+    foreach: Option<Box<(Key, Node)>>,
+    when: Option<Box<Node>>,
     settings: Vec<(Key, Node)>,
     /// Whether `uses` or `run` was written at all.
     names_an_action: bool,
@@ -32,7 +32,7 @@ impl Reader {
             self.wrong_type(&node, &format!("stage `{}`", key.name), "a map");
             return None;
         };
-        let entries = self.templated(key, entries)?;
+        let entries = self.templated(key, entries.into_vec())?;
         let mut fields = Fields::default();
         for (field, value) in entries {
             self.field(&mut fields, field, value);
@@ -43,7 +43,7 @@ impl Reader {
             return None;
         }
         let action = self.action(key, &mut fields)?;
-        let name = Spanned::new(key.name.clone(), key.span);
+        let name = Spanned::new(key.name.to_string(), key.span);
         self.check_item(&fields);
         Some(StageSpec {
             name,
@@ -53,14 +53,15 @@ impl Reader {
             matrix: fields.matrix,
             foreach: fields.foreach,
             when: fields.when,
-            settings: fields.settings,
+            settings: fields.settings.into(),
         })
     }
 
     /// The item of `foreach` is an axis too.
     fn check_item(&mut self, fields: &Fields) {
-        let Some((item, _)) = &fields.foreach else { return };
-        if let Some((axis, _)) = fields.matrix.axes.iter().find(|(axis, _)| axis.name == item.name) {
+        let Some((item, _)) = fields.foreach.as_deref() else { return };
+        let axes = fields.matrix.iter().flat_map(|matrix| &matrix.axes);
+        if let Some((axis, _)) = axes.into_iter().find(|(axis, _)| axis.name == item.name) {
             self.problems.push(
                 Problem::new("spec::bad-name", format!("`{}` is an axis of the matrix and the item of `foreach`", item.name))
                     .at(item.span, "this name")
@@ -84,9 +85,9 @@ impl Reader {
             "in" => fields.inputs = self.named_map(value, "in"),
             "with" => fields.with = Some((key.span, value)),
             "out" => fields.out = Some((key.span, self.named_map(value, "out"))),
-            "matrix" => fields.matrix = self.matrix(value),
-            "foreach" => fields.foreach = self.foreach(value),
-            "when" => fields.when = Some(value),
+            "matrix" => fields.matrix = Some(Box::new(self.matrix(value))),
+            "foreach" => fields.foreach = self.foreach(value).map(Box::new),
+            "when" => fields.when = Some(Box::new(value)),
             "env" => fields.env = Some((key.span, self.named_map(value, "env"))),
             "shell" => fields.shell = self.text(&value, "shell").map(|_| (key.span, value)),
             "workdir" => fields.workdir = self.text(&value, "workdir").map(|_| (key.span, value)),
@@ -125,7 +126,7 @@ impl Reader {
                 if let Some(node) = with.as_ref().filter(|node| !matches!(node.data, Data::Map(_))) {
                     self.wrong_type(node, "`with`", "a map");
                 }
-                Some(ActionSpec::Uses { kind, with })
+                Some(ActionSpec::Uses(Box::new(UsesSpec { kind, with })))
             }
             (None, Some((_, script))) => Some(self.command(key, script, fields)),
             (Some((uses, _)), Some((run, _))) => {
@@ -170,9 +171,9 @@ impl Reader {
             script,
             outputs,
             env: fields.env.take().map(|(_, env)| env).unwrap_or_default(),
-            shell: fields.shell.take().map(|(_, node)| node),
-            workdir: fields.workdir.take().map(|(_, node)| node),
-            stdout: fields.stdout.take().map(|(_, node)| node),
+            shell: fields.shell.take().map(|(_, node)| Box::new(node)),
+            workdir: fields.workdir.take().map(|(_, node)| Box::new(node)),
+            stdout: fields.stdout.take().map(|(_, node)| Box::new(node)),
         }))
     }
 
@@ -207,7 +208,7 @@ impl Reader {
 
     fn foreach(&mut self, node: Node) -> Option<(Key, Node)> {
         let span = node.span;
-        let mut entries = self.named_map(node, "foreach");
+        let mut entries = self.named_map(node, "foreach").into_vec();
         if entries.len() > 1 {
             self.problems.push(
                 Problem::new("spec::foreach", "`foreach` names one item")

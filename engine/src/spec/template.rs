@@ -2,12 +2,10 @@
 //!
 //! This happens on the trees of the file, before a stage is read: nothing after it knows of templates.
 
-use serde_json::Value;
-
 use super::reader::Reader;
 use super::{STAGE_KEYS, is_name};
 use crate::problem::{Problem, Span, Spanned};
-use crate::source::{Data, Key, Node};
+use crate::source::{Data, Key, Node, Scalar};
 use crate::template::{Piece, plain, split};
 
 /// One entry of `templates:`.
@@ -26,10 +24,10 @@ impl Reader {
     /// Takes the templates of the file in.
     pub fn templates(&mut self, node: Node) {
         for (key, node) in self.named_map(node, "templates") {
-            let mut template = Template { name: key.name.clone(), span: key.span, args: Vec::new(), body: Vec::new() };
+            let mut template = Template { name: key.name.to_string(), span: key.span, args: Entries::new(), body: Entries::new() };
             for (field, value) in self.map(node, &format!("template `{}`", key.name)) {
                 match field.name.as_str() {
-                    "args" => template.args = self.named_map(value, "args"),
+                    "args" => template.args = self.named_map(value, "args").into_vec(),
                     "template" => self
                         .problems
                         .push(Problem::new("templates::nested", "a template cannot use another one").at(field.span, "not allowed here")),
@@ -52,7 +50,7 @@ impl Reader {
             return Some(entries);
         };
         let name = self.text(&used, "template")?;
-        let given = args.map(|(_, node)| self.named_map(node, "args")).unwrap_or_default();
+        let given = args.map(|(_, node)| self.named_map(node, "args").into_vec()).unwrap_or_default();
         let Some(template) = self.templates.iter().find(|template| template.name == name.value) else {
             self.unknown_template(&name);
             return None;
@@ -117,7 +115,7 @@ fn put_in(node: &mut Node, args: &[(Key, Node)]) -> Result<(), Problem> {
     match &mut node.data {
         Data::List(items) => items.iter_mut().try_for_each(|item| put_in(item, args)),
         Data::Map(entries) => entries.iter_mut().try_for_each(|(_, child)| put_in(child, args)),
-        Data::Scalar(Value::String(text)) => {
+        Data::Scalar(Scalar::Text(text)) => {
             // What cannot be split is complained about when the value is filled in.
             let Ok(pieces) = split(text) else { return Ok(()) };
             if let [Piece::Name(name)] = pieces.as_slice() {
@@ -127,7 +125,7 @@ fn put_in(node: &mut Node, args: &[(Key, Node)]) -> Result<(), Problem> {
                 return Ok(());
             }
             let filled = filled(&pieces, args, node.span)?;
-            node.data = Data::Scalar(Value::String(filled));
+            node.data = Data::Scalar(Scalar::Text(filled.into()));
             Ok(())
         }
         Data::Scalar(_) => Ok(()),
@@ -141,7 +139,7 @@ fn filled(pieces: &[Piece<'_>], args: &[(Key, Node)], span: Span) -> Result<Stri
             Piece::Text("${") => out.push_str("$${"),
             Piece::Text(text) => out.push_str(text),
             Piece::Name(name) => match argument(args, name).map(|node| &node.data) {
-                Some(Data::Scalar(value)) => out.push_str(&plain(value)),
+                Some(Data::Scalar(value)) => out.push_str(&plain(&value.to_value())),
                 Some(_) => {
                     return Err(Problem::new("template::not-text", format!("the arg `{name}` is no text and cannot stand inside text"))
                         .at(span, "in this text"));
@@ -172,7 +170,9 @@ fn lay_over(below: &mut Entries, above: Entries) {
             Some((other, Node { data: Data::Map(inner), .. })) if matches!(node.data, Data::Map(_)) => {
                 *other = key;
                 if let Data::Map(own) = node.data {
-                    lay_over(inner, own);
+                    let mut below = std::mem::take(inner).into_vec();
+                    lay_over(&mut below, own.into_vec());
+                    *inner = below.into();
                 }
             }
             Some(entry) => *entry = (key, node),
