@@ -8,10 +8,12 @@ use trestle_engine::job::{Job, end_with_parent};
 use trestle_stages::hub_file::Settings;
 
 use crate::fail::Fail;
+use crate::memory;
 
 /// Runs a job file; messages go to standard output.
 pub fn job(file: &Path) -> Result<ExitCode, Fail> {
     end_with_parent().map_err(|e| Fail::message(format!("cannot tie this process to its parent: {e}")))?;
+    memory::keep();
     let job = Job::read(file)?;
     rayon::ThreadPoolBuilder::new()
         .num_threads(job.threads)

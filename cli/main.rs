@@ -16,6 +16,7 @@ mod list;
 mod lists;
 mod lock;
 mod log;
+mod memory;
 mod out;
 mod plan;
 mod project;

@@ -1,19 +1,84 @@
-"""Training images a second of trestle and of PyTorch, in turns on the same machine.
+"""Training steps and forward passes of trestle and of PyTorch, in turns on the same machine.
 
-    python against_pytorch.py PATH_OF_THE_EXAMPLE [MODEL ...]
+    python against_pytorch.py [--infer] [--compile] [--threads 1,2] PATH_OF_THE_EXAMPLE [MODEL ...]
 
-Needs torch and torchvision. Every figure is the fastest of a number of steps (forward, backward, AdamW, batch 64); with other load on the
-machine the processor time of one thread is the figure to trust.
+Needs torch and torchvision, for the ViT timm. Every figure is the fastest and the median of a number of steps (forward, backward, AdamW); with
+other load on the machine the processor time of one thread is the figure to trust. PyTorch runs NCHW and channels_last, with --compile through
+torch.compile as well.
 """
 import json
 import subprocess
 import sys
 import time
 
-BATCH = 64
+
+def diffusion_unet():
+    """The network of stages/src/generator, layer by layer."""
+    import torch
+    import torch.nn.functional as F
+    from torch import nn
+
+    W, T, HEADS, WORDS, LENGTH = 112, 64, 4, 12, 9
+
+    def attend(q, k, v, heads):
+        split = lambda x: x.unflatten(2, (heads, -1)).transpose(1, 2)
+        return F.scaled_dot_product_attention(split(q), split(k), split(v)).transpose(1, 2).flatten(2)
+
+    class Text(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.places = nn.Embedding(WORDS, T), nn.Parameter(torch.randn(LENGTH, T) * 0.02)
+            self.n1, self.n2, self.n3 = nn.LayerNorm(T), nn.LayerNorm(T), nn.LayerNorm(T)
+            self.q, self.k, self.v, self.o = (nn.Linear(T, T, bias=False) for _ in range(4))
+            self.a, self.b = nn.Linear(T, 2 * T), nn.Linear(2 * T, T)
+
+        def forward(self, ids):
+            x = self.table(ids) + self.places
+            h = self.n1(x)
+            x = x + self.o(attend(self.q(h), self.k(h), self.v(h), HEADS))
+            x = x + self.b(F.gelu(self.a(self.n2(x)), approximate="tanh"))
+            return self.n3(x)
+
+    class Block(nn.Module):
+        def __init__(self, c, o):
+            super().__init__()
+            self.n1, self.n2 = nn.GroupNorm(8, c), nn.GroupNorm(8, o)
+            self.c1, self.c2 = nn.Conv2d(c, o, 3, padding=1), nn.Conv2d(o, o, 3, padding=1)
+            self.emb = nn.Linear(2 * W, o)
+            self.skip = nn.Conv2d(c, o, 1) if c != o else nn.Identity()
+
+        def forward(self, x, emb):
+            h = self.c1(F.silu(self.n1(x))) + self.emb(emb)[:, :, None, None]
+            return self.c2(F.silu(self.n2(h))) + self.skip(x)
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.text = Text()
+            self.stem, self.out = nn.Conv2d(12, W, 3, padding=1), nn.Conv2d(W, 12, 3, padding=1)
+            self.t1, self.t2, self.words = nn.Linear(32, 2 * W), nn.Linear(2 * W, 2 * W), nn.Linear(T, 2 * W)
+            self.down0, self.down1, self.mid = Block(W, W), Block(2 * W, 2 * W), Block(2 * W, 2 * W)
+            self.up1, self.up0, self.last = Block(4 * W, 2 * W), Block(2 * W, W), Block(W, W)
+            self.downsample, self.upsample = nn.Conv2d(W, 2 * W, 3, 2, 1), nn.Conv2d(2 * W, W, 1)
+            self.an, self.q, self.k = nn.LayerNorm(2 * W), nn.Linear(2 * W, 2 * W), nn.Linear(T, 2 * W, bias=False)
+            self.v, self.o, self.norm = nn.Linear(T, 2 * W), nn.Linear(2 * W, 2 * W), nn.GroupNorm(8, W)
+
+        def forward(self, x, times, ids):
+            words = self.text(ids)
+            emb = F.silu(self.t2(F.silu(self.t1(times))) + self.words(words.mean(1)))
+            upper = self.down0(self.stem(F.pixel_unshuffle(x, 2)), emb)
+            lower = self.down1(self.downsample(upper), emb)
+            flat = lower.flatten(2).transpose(1, 2)
+            flat = flat + self.o(attend(self.q(self.an(flat)), self.k(words), self.v(words), HEADS))
+            mid = self.mid(flat.transpose(1, 2).unflatten(2, lower.shape[2:]), emb)
+            h = self.upsample(self.up1(torch.cat([mid, lower], 1), emb))
+            h = self.up0(torch.cat([F.interpolate(h, scale_factor=2), upper], 1), emb)
+            return F.pixel_shuffle(self.out(F.silu(self.norm(self.last(h, emb)))), 2)
+
+    return Net()
 
 
-def torch_side(name, threads, steps, channels_last):
+def torch_side(name, threads, steps, layout, infer):
     import resource
 
     import torch
@@ -59,24 +124,37 @@ def torch_side(name, threads, steps, channels_last):
 
         return timm.models.VisionTransformer(img_size=32, patch_size=4, embed_dim=192, depth=12, num_heads=3, num_classes=10)
 
-    make, shape = {
-        "plain": (Plain, (1, 28, 28)),
-        "small-cnn": (Small, (1, 28, 28)),
-        "resnet-18-32px": (resnet, (3, 32, 32)),
-        "vit-ti-4": (vit, (3, 32, 32)),
-        "squeezenet": (lambda: tv.squeezenet1_1(num_classes=10, dropout=0.0), (3, 64, 64)),
+    make, batch, shape = {
+        "plain": (Plain, 64, (1, 28, 28)),
+        "small-cnn": (Small, 64, (1, 28, 28)),
+        "resnet-18-32px": (resnet, 64, (3, 32, 32)),
+        "resnet-18-224px": (lambda: tv.resnet18(num_classes=10), 8, (3, 224, 224)),
+        "vit-ti-4": (vit, 64, (3, 32, 32)),
+        "squeezenet": (lambda: tv.squeezenet1_1(num_classes=10, dropout=0.0), 64, (3, 64, 64)),
+        "unet": (diffusion_unet, 16, (3, 32, 32)),
     }[name]
-    model, x = make().train(), torch.randn(BATCH, *shape)
-    if channels_last:
+    model, x = make().train(not infer), torch.randn(batch, *shape)
+    if "channels_last" in layout:
         model, x = model.to(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)
-    y = torch.arange(BATCH) % 10
+    y = torch.arange(batch) % 10
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.01, fused=True)
+    if name == "unet":
+        y, inputs = torch.randn(batch, *shape), (x, torch.randn(batch, 32), torch.zeros(batch, 9, dtype=torch.int64))
+        criterion = F.mse_loss
+    else:
+        inputs, criterion = (x,), F.cross_entropy
+    if "compiled" in layout:
+        model = torch.compile(model)
     wall, processor = [], []
     for step in range(steps + 3):
         start, begin = time.perf_counter(), time.process_time()
-        optimiser.zero_grad(set_to_none=True)
-        F.cross_entropy(model(x), y).backward()
-        optimiser.step()
+        if infer:
+            with torch.inference_mode():
+                model(*inputs)
+        else:
+            optimiser.zero_grad(set_to_none=True)
+            criterion(model(*inputs), y).backward()
+            optimiser.step()
         if step >= 3:
             wall.append((time.perf_counter() - start) * 1e3)
             processor.append((time.process_time() - begin) * 1e3)
@@ -86,29 +164,40 @@ def torch_side(name, threads, steps, channels_last):
 
 
 def main():
-    program, names = sys.argv[1], sys.argv[2:] or ["plain", "small-cnn", "resnet-18-32px"]
-    steps = {"plain": 100, "small-cnn": 60, "squeezenet": 8}
+    words = sys.argv[1:]
+    infer, compiled = "--infer" in words, "--compile" in words
+    threads = [1, 2]
+    if "--threads" in words:
+        threads = [int(t) for t in words.pop(words.index("--threads") + 1).split(",")]
+    words = [word for word in words if not word.startswith("--")]
+    program, names = words[0], words[1:] or ["plain", "small-cnn", "resnet-18-32px", "resnet-18-224px", "squeezenet", "vit-ti-4", "unet"]
+    steps = {"plain": 100, "small-cnn": 60, "squeezenet": 12}
     for name in names:
-        count = steps.get(name, 6)
-        for threads in (1, 2):
-            sides = {"trestle": [program, name, str(threads), str(count)]}
-            for layout in ("nchw", "channels_last"):
-                sides[f"PyTorch {layout}"] = [sys.executable, __file__, "--torch", name, str(threads), str(count), layout]
+        count = steps.get(name, 6) * (3 if infer else 1)
+        for number in threads:
+            sides = {"trestle": [program, name, str(number), str(count)] + ["infer"] * infer}
+            layouts = ["nchw", "channels_last"] + (["nchw compiled", "channels_last compiled"] if compiled else [])
+            for layout in layouts:
+                sides[f"PyTorch {layout}"] = [sys.executable, __file__, "--torch", name, str(number), str(count), layout, "infer" if infer else "train"]
             best = {}
             for _ in range(2):
                 for side, command in sides.items():
-                    found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+                    done = subprocess.run(command, capture_output=True, text=True)
+                    if done.returncode != 0:
+                        print(f"{name} {side}: {done.stderr.strip().splitlines()[-1:]}", flush=True)
+                        continue
+                    found = json.loads(done.stdout.splitlines()[-1])
                     kept = best.setdefault(side, found)
                     best[side] = {key: min(value, kept[key]) for key, value in found.items()}
             rival = {key: min(best[side][key] for side in best if side != "trestle") for key in best["trestle"]}
             for side, found in best.items():
-                print(f"{name:<16} {threads} threads  {side:<22} " + "  ".join(f"{key} {value:8.2f}" for key, value in found.items()), flush=True)
-            ratios = {key: rival[key] / best["trestle"][key] for key in ("wall_min", "cpu_min", "peak_mb")}
-            print(f"{name:<16} {threads} threads  PyTorch / trestle      " + "  ".join(f"{key} {value:8.2f}" for key, value in ratios.items()), flush=True)
+                print(f"{name:<16} {number} threads  {side:<30} " + "  ".join(f"{key} {value:8.2f}" for key, value in found.items()), flush=True)
+            ratios = {key: rival[key] / best["trestle"][key] for key in best["trestle"]}
+            print(f"{name:<16} {number} threads  {'PyTorch / trestle':<30} " + "  ".join(f"{key} {value:8.2f}" for key, value in ratios.items()), flush=True)
 
 
 if __name__ == "__main__":
     if sys.argv[1] == "--torch":
-        torch_side(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5] == "channels_last")
+        torch_side(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5], sys.argv[6:] == ["infer"])
     else:
         main()

@@ -6,18 +6,24 @@
 //! ```
 //!
 //! The script runs both sides in turns and prints the table. Alone, `against_pytorch MODEL THREADS STEPS` prints one line: wall and
-//! processor milliseconds of the fastest step and of the median one.
+//! processor milliseconds of the fastest step and of the median one; with `infer` those of forward passes without gradients; with
+//! `profile` what each op took as well.
 #![allow(clippy::print_stdout, reason = "it prints its measurements")]
+#![allow(unsafe_code, reason = "the allocator's options are set by a call of C")]
 
 use std::time::Instant;
 
 use candle_core::{Device, Tensor};
 use trestle_stages::Result;
 use trestle_stages::error::Error;
+use trestle_stages::generator::diffusion::Batch;
+use trestle_stages::generator::{self, Config as GeneratorConfig, Generator, Vocab, text};
 use trestle_stages::model::{Arch, Config, Model};
 use trestle_stages::nn::Params;
-use trestle_stages::nn::ops::{bias_add, conv2d, cross_entropy, linear, max_pool2, one_hot, relu};
+use trestle_stages::nn::ops::{Window, conv, cross_entropy, linear, max_pool2, one_hot, relu};
 use trestle_stages::nn::optim::AdamW;
+use trestle_stages::nn::params::Weights;
+use trestle_stages::nn::profile;
 use trestle_stages::nn::tape;
 use trestle_stages::rng::Stream;
 
@@ -34,15 +40,15 @@ fn cpu() -> f64 {
 }
 
 /// The CNN of PyTorch's tutorials: two convolutions with pooling, two linear layers.
-fn plain(params: &Params, x: &Tensor) -> Result<Tensor> {
+fn plain(weights: &dyn Weights, x: &Tensor) -> Result<Tensor> {
     let block = |x: &Tensor, i: usize| -> Result<Tensor> {
-        let (w, b) = (params.get(&format!("conv{i}.weight"))?, params.get(&format!("conv{i}.bias"))?);
+        let (w, b) = (weights.weight(&format!("conv{i}.weight"))?, weights.weight(&format!("conv{i}.bias"))?);
         // Pooling before ReLU: the result is the same, for a quarter of the work.
-        Ok(relu(&max_pool2(&conv2d(x, w, Some(b), 1, 1)?)?)?)
+        Ok(relu(&max_pool2(&conv(x, w, Some(b), Window::new(1, 1).fast())?)?)?)
     };
     let x = tape::reshape(&block(&block(x, 1)?, 2)?, (BATCH, 3136))?;
     let dense = |x: &Tensor, i: usize| -> Result<Tensor> {
-        Ok(bias_add(&linear(x, params.get(&format!("fc{i}.weight"))?, None)?, params.get(&format!("fc{i}.bias"))?)?)
+        Ok(linear(x, weights.weight(&format!("fc{i}.weight"))?, Some(weights.weight(&format!("fc{i}.bias"))?))?)
     };
     dense(&relu(&dense(&x, 1)?)?, 2)
 }
@@ -58,54 +64,118 @@ fn plain_params() -> Result<Params> {
     Ok(params)
 }
 
+/// What is measured.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Train,
+    Infer,
+}
+
 /// Wall and processor seconds of every step but the first three.
-fn measure(params: &Params, steps: usize, mut loss: impl FnMut() -> Result<Tensor>) -> Result<Vec<(f64, f64)>> {
-    let mut adam = AdamW::new(0.01);
+fn timed(steps: usize, mut step: impl FnMut() -> Result<()>) -> Result<Vec<(f64, f64)>> {
     let mut times = Vec::new();
-    for step in 0..steps + 3 {
+    for i in 0..steps + 3 {
+        if i == 3 && asked("profile") {
+            profile::begin();
+        }
         let (start, begin) = (Instant::now(), cpu());
-        let (loss, tape) = tape::record(&mut loss)?;
-        let grads = tape.backward(&loss)?;
-        adam.step(params, &grads, 1e-3, |_| true)?;
-        drop((loss, grads));
-        if step >= 3 {
+        step()?;
+        if i >= 3 {
             times.push((start.elapsed().as_secs_f64(), cpu() - begin));
         }
+    }
+    let mut parts: Vec<_> = profile::end().into_iter().collect();
+    parts.sort_by_key(|(_, (time, _))| std::cmp::Reverse(*time));
+    for ((way, op), (time, calls)) in parts {
+        println!("{:9.3} ms, {:4} × {way} {op}", time.as_secs_f64() * 1e3 / steps as f64, calls / steps);
     }
     Ok(times)
 }
 
-fn run(name: &str, steps: usize) -> Result<Vec<(f64, f64)>> {
-    let (arch, side, channels) = match name {
-        "plain" | "small-cnn" => (Arch::SmallCnn, 28, 1),
-        "resnet-18-32px" => (Arch::ResNet18Small, 32, 3),
-        "vit-ti-4" => (Arch::VitTinySmall, 32, 3),
-        "squeezenet" => (Arch::SqueezeNet, 64, 3),
-        _ => return Err(Error::argument(format!("there is no model `{name}`"))),
-    };
-    let images = Stream::new(1, "images").normals(BATCH * side * side * channels);
-    let x = Tensor::from_vec(images, (BATCH, side, side, channels), &Device::Cpu)?;
-    let targets = one_hot(&(0..BATCH as u32).map(|i| i % 10).collect::<Vec<_>>(), 10, 0.0)?;
-    if name == "plain" {
-        let params = plain_params()?;
-        return measure(&params, steps, || Ok(cross_entropy(&plain(&params, &x)?, &targets)?));
-    }
-    let classes = (0..10).map(|i| i.to_string()).collect();
-    let model = Model::new(Config::new(arch, 32, [side, side], channels, classes)?, 1)?;
-    measure(&model.params, steps, || {
-        let (logits, statistics) = model.training_logits(&model.params, &x, &[])?;
-        model.move_statistics(&statistics, 0.1)?;
-        Ok(cross_entropy(&logits, &targets)?)
+/// Training steps: forward, backward, AdamW.
+fn train(params: &Params, steps: usize, mut loss: impl FnMut() -> Result<Tensor>) -> Result<Vec<(f64, f64)>> {
+    let mut adam = AdamW::new(0.01);
+    timed(steps, || {
+        let (loss, tape) = tape::record(&mut loss)?;
+        let grads = tape.backward(&loss)?;
+        adam.step(params, &grads, 1e-3, |_| true)
     })
 }
 
+/// Whether a word stands behind the numbers on the command line.
+fn asked(word: &str) -> bool {
+    std::env::args().skip(4).any(|argument| argument == word)
+}
+
+/// A diffusion UNet of 4.7 million parameters with its text encoder.
+fn unet(way: Way, steps: usize) -> Result<Vec<(f64, f64)>> {
+    const BATCH: usize = 16;
+    let config = GeneratorConfig { size: 32, channels: 3, width: 112, heads: 4, text_width: 64, text_heads: 4, text_blocks: 1 };
+    let vocab = Vocab::from_prompts(["a photo of the one in the style of bold"], &[])?;
+    let generator = Generator::new(config, vocab, &Stream::new(1, "init"))?;
+    let prompts = vec![generator.vocab.encode("a photo of the one in the style of bold", false)?; BATCH];
+    let draw = |name: &str| {
+        let values = Stream::new(1, name).normals(BATCH * 32 * 32 * 3);
+        Ok::<_, Error>(Tensor::from_vec(values, (BATCH, 32, 32, 3), &Device::Cpu)?)
+    };
+    let times = (0..BATCH).map(|i| (i as f64 + 0.5) / BATCH as f64).collect();
+    let batch = Batch { noisy: draw("noisy")?, target: draw("target")?, times };
+    if way == Way::Train {
+        return train(&generator.params, steps, || batch.loss(&generator.params, &generator.config, &prompts, None));
+    }
+    let frozen = generator.params.frozen()?;
+    timed(steps, || {
+        let context = text::encode(&frozen, &generator.config, &prompts, None)?;
+        generator::unet::forward(&frozen, &generator.config, &batch.noisy, &batch.times, &context)?;
+        Ok(())
+    })
+}
+
+fn run(name: &str, way: Way, steps: usize) -> Result<Vec<(f64, f64)>> {
+    let (arch, batch, side, channels) = match name {
+        "unet" => return unet(way, steps),
+        "plain" | "small-cnn" => (Arch::SmallCnn, BATCH, 28, 1),
+        "resnet-18-32px" => (Arch::ResNet18Small, BATCH, 32, 3),
+        "resnet-18-224px" => (Arch::ResNet18, 8, 224, 3),
+        "vit-ti-4" => (Arch::VitTinySmall, BATCH, 32, 3),
+        "squeezenet" => (Arch::SqueezeNet, BATCH, 64, 3),
+        _ => return Err(Error::argument(format!("there is no model `{name}`"))),
+    };
+    let images = Stream::new(1, "images").normals(batch * side * side * channels);
+    let x = Tensor::from_vec(images, (batch, side, side, channels), &Device::Cpu)?;
+    let targets = one_hot(&(0..batch as u32).map(|i| i % 10).collect::<Vec<_>>(), 10, 0.0)?;
+    if name == "plain" {
+        let params = plain_params()?;
+        let frozen = params.frozen()?;
+        return match way {
+            Way::Train => train(&params, steps, || Ok(cross_entropy(&plain(&params, &x)?, &targets)?)),
+            Way::Infer => timed(steps, || plain(&frozen, &x).map(drop)),
+        };
+    }
+    let classes = (0..10).map(|i| i.to_string()).collect();
+    let model = Model::new(Config::new(arch, 32, [side, side], channels, classes)?, 1)?;
+    let frozen = model.params.frozen()?;
+    match way {
+        Way::Infer => timed(steps, || model.logits(&frozen, &x).map(drop)),
+        Way::Train => train(&model.params, steps, || {
+            let (logits, statistics) = model.training_logits(&model.params, &x, &[])?;
+            model.move_statistics(&statistics, 0.1)?;
+            Ok(cross_entropy(&logits, &targets)?)
+        }),
+    }
+}
+
 fn main() -> Result<()> {
+    // As `trestle job` does: freed memory is kept (option 15, `purge_delay`).
+    // SAFETY: any option can be set at any time.
+    unsafe { libmimalloc_sys::mi_option_set(15, -1) };
     let arguments: Vec<String> = std::env::args().collect();
-    let usage = || Error::argument("against_pytorch MODEL THREADS STEPS");
+    let usage = || Error::argument("against_pytorch MODEL THREADS STEPS [infer] [profile]");
     let number = |i: usize| arguments.get(i).and_then(|text| text.parse::<usize>().ok()).ok_or_else(usage);
     let (name, threads, steps) = (arguments.get(1).ok_or_else(usage)?, number(2)?, number(3)?);
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().map_err(|e| Error::argument(e.to_string()))?;
-    let times = pool.install(|| run(name, steps))?;
+    let way = if asked("infer") { Way::Infer } else { Way::Train };
+    let times = pool.install(|| run(name, way, steps))?;
     let of = |pick: fn(&(f64, f64)) -> f64| {
         let mut list: Vec<f64> = times.iter().map(pick).collect();
         list.sort_by(f64::total_cmp);

@@ -13,6 +13,7 @@ use crate::generator::{Config, Generator, Vocab};
 use crate::metrics::Metrics;
 use crate::nn::ema::Ema;
 use crate::nn::optim::{AdamW, clip, cosine};
+use crate::nn::tape;
 use crate::rng::Stream;
 
 /// Trains a generator from nothing.
@@ -228,12 +229,12 @@ pub fn train(params: &Params, set: &ImageSet, progress: &mut dyn FnMut(Progress)
         let indices = order.take(params.batch);
         let batch = Batch::draw(set, &indices, &mut noise)?;
         let prompts: Vec<Vec<u32>> = indices.iter().map(|&i| captions.draw(set, i, &mut words)).collect();
-        let loss = batch.loss(&generator.params, &generator.config, &prompts, None)?;
+        let (loss, tape) = tape::record(|| batch.loss(&generator.params, &generator.config, &prompts, None))?;
         let value = f64::from(loss.to_scalar::<f32>()?);
         if !value.is_finite() {
             return Err(Error::argument(format!("the loss is {value} at step {step}; a lower `lr` may help")));
         }
-        let mut grads = loss.backward()?;
+        let mut grads = tape.backward(&loss)?;
         let norm = clip(&generator.params, &mut grads, params.clip)?;
         let lr = cosine(params.lr, step, params.steps, params.warmup);
         optimiser.step(&generator.params, &grads, lr, |_| true)?;

@@ -20,6 +20,7 @@ use crate::generator::{Generator, Style, text};
 use crate::metrics::Metrics;
 use crate::nn::optim::{AdamW, cosine};
 use crate::nn::params::{Frozen, Params as Tensors};
+use crate::nn::tape;
 use crate::rng::Stream;
 
 /// Batches of the held-out images on which the losses before and after are compared.
@@ -199,13 +200,13 @@ pub fn invert(params: &Params, generator: &Generator, images: &ImageSet, progres
         let indices = order.take(params.batch);
         let batch = Batch::draw(images, &indices, &mut noise)?;
         let texts: Vec<Vec<u32>> = indices.iter().map(|&i| prompts[images.labels[i] as usize].clone()).collect();
-        let loss = batch.loss(&frozen, &generator.config, &texts, Some(token.get(EMBEDDING)?))?;
+        let (loss, tape) = tape::record(|| batch.loss(&frozen, &generator.config, &texts, Some(token.get(EMBEDDING)?)))?;
         let value = f64::from(loss.to_scalar::<f32>()?);
         if !value.is_finite() {
             return Err(Error::argument(format!("the loss is {value} at step {step}; a lower `lr` may help")));
         }
         let lr = cosine(params.lr, step, params.steps, 0);
-        optimiser.step(&token, &loss.backward()?, lr, |_| true)?;
+        optimiser.step(&token, &tape.backward(&loss)?, lr, |_| true)?;
         metrics.push(step, &[value, lr]);
         progress(Progress { step: step as u64 + 1, total: params.steps as u64, loss: Some(value), note: None });
     }

@@ -4,8 +4,9 @@ use candle_core::Tensor;
 
 use super::artifact::Config;
 use crate::error::Result;
-use crate::nn::ops::{attention, embedding, gelu, layer_norm, linear};
+use crate::nn::ops::{attention, bias_add, embedding, gelu, global_avg_pool, layer_norm, linear};
 use crate::nn::params::{Params, Weights};
+use crate::nn::tape::{add, join, reshape};
 use crate::rng::Stream;
 
 const EPS: f32 = 1e-5;
@@ -49,22 +50,22 @@ pub fn encode(w: &dyn Weights, config: &Config, prompts: &[Vec<u32>], style: Opt
     let (b, length, d) = (prompts.len(), prompts.first().map_or(0, Vec::len), config.text_width);
     let numbers: Vec<u32> = prompts.concat();
     let table = match style {
-        Some(style) => Tensor::cat(&[w.weight(TABLE)?, style], 0)?,
+        Some(style) => join(&[w.weight(TABLE)?, style], false)?,
         None => w.weight(TABLE)?.clone(),
     };
-    let words = embedding(&table, &numbers)?.reshape((b, length, d))?;
-    let mut x = words.broadcast_add(w.weight("text.position_embedding.weight")?)?;
+    let words = reshape(&embedding(&table, &numbers)?, (b, length, d))?;
+    let mut x = bias_add(&words, w.weight("text.position_embedding.weight")?)?;
     for i in 0..config.text_blocks {
         let get = |part: &str| w.weight(&format!("text.blocks.{i}.{part}"));
         let h = layer_norm(&x, get("norm1.weight")?, get("norm1.bias")?, EPS)?;
         let project = |part: &str| -> Result<Tensor> { Ok(linear(&h, get(part)?, None)?) };
         let mixed = attention(&project("q.weight")?, &project("k.weight")?, &project("v.weight")?, config.text_heads)?;
-        x = (x + linear(&mixed, get("out.weight")?, None)?)?;
+        x = add(&x, &linear(&mixed, get("out.weight")?, None)?)?;
         let h = layer_norm(&x, get("norm2.weight")?, get("norm2.bias")?, EPS)?;
         let h = gelu(&linear(&h, get("mlp1.weight")?, Some(get("mlp1.bias")?))?)?;
-        x = (x + linear(&h, get("mlp2.weight")?, Some(get("mlp2.bias")?))?)?;
+        x = add(&x, &linear(&h, get("mlp2.weight")?, Some(get("mlp2.bias")?))?)?;
     }
     let words = layer_norm(&x, w.weight("text.norm.weight")?, w.weight("text.norm.bias")?, EPS)?;
-    let pooled = words.mean(1)?;
+    let pooled = global_avg_pool(&reshape(&words, (b, length, 1, d))?)?;
     Ok(Context { words, pooled })
 }

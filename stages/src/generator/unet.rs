@@ -5,13 +5,16 @@ use candle_core::Tensor;
 use super::artifact::Config;
 use super::text::Context;
 use crate::error::Result;
-use crate::nn::ops::{attention, conv2d, group_norm, layer_norm, linear, silu, upsample2};
+use crate::nn::ops::{Window, add_samples, attention, conv, group_norm_silu, layer_norm, linear, pixel_shuffle2, silu, upsample2};
 use crate::nn::params::{Params, Weights};
+use crate::nn::tape::{add, join, reshape};
 use crate::rng::Stream;
 
 const EPS: f32 = 1e-5;
 /// Groups of every group norm; widths are multiples of it.
 pub const GROUPS: usize = 8;
+/// Width from which on the convolutions may go by Winograd's algorithm, which rounds more: narrow networks gain little by it.
+const FAST: usize = 64;
 /// Frequencies of the time's sines and cosines.
 const FREQUENCIES: usize = 16;
 
@@ -34,23 +37,23 @@ fn blocks(width: usize) -> [Block; 6] {
 pub fn init(params: &mut Params, config: &Config, stream: &Stream) -> Result<()> {
     let (width, wide, emb) = (config.width, 2 * config.width, config.embedding());
     let pixels = 4 * config.channels;
-    conv(params, "unet.stem", 3, pixels, width, 1.0, stream)?;
+    convolution(params, "unet.stem", 3, pixels, width, 1.0, stream)?;
     dense(params, "unet.time1", 2 * FREQUENCIES, emb, stream)?;
     dense(params, "unet.time2", emb, emb, stream)?;
     dense(params, "unet.text", config.text_width, emb, stream)?;
     for Block(name, c, o) in blocks(width) {
         norm(params, &format!("unet.{name}.norm1"), c)?;
-        conv(params, &format!("unet.{name}.conv1"), 3, c, o, 1.0, stream)?;
+        convolution(params, &format!("unet.{name}.conv1"), 3, c, o, 1.0, stream)?;
         dense(params, &format!("unet.{name}.emb"), emb, o, stream)?;
         norm(params, &format!("unet.{name}.norm2"), o)?;
         // Small at first, so that a block begins close to the identity.
-        conv(params, &format!("unet.{name}.conv2"), 3, o, o, 0.1, stream)?;
+        convolution(params, &format!("unet.{name}.conv2"), 3, o, o, 0.1, stream)?;
         if c != o {
-            conv(params, &format!("unet.{name}.skip"), 1, c, o, 1.0, stream)?;
+            convolution(params, &format!("unet.{name}.skip"), 1, c, o, 1.0, stream)?;
         }
     }
-    conv(params, "unet.downsample", 3, width, wide, 1.0, stream)?;
-    conv(params, "unet.upsample", 1, wide, width, 1.0, stream)?;
+    convolution(params, "unet.downsample", 3, width, wide, 1.0, stream)?;
+    convolution(params, "unet.upsample", 1, wide, width, 1.0, stream)?;
     norm(params, "unet.attention.norm", wide)?;
     dense(params, "unet.attention.q", wide, wide, stream)?;
     // Keys have no bias: it would add the same to the score of every word, which softmax takes away again.
@@ -58,10 +61,10 @@ pub fn init(params: &mut Params, config: &Config, stream: &Stream) -> Result<()>
     dense(params, "unet.attention.v", config.text_width, wide, stream)?;
     dense(params, "unet.attention.out", wide, wide, stream)?;
     norm(params, "unet.norm", width)?;
-    conv(params, "unet.out", 3, width, pixels, 0.1, stream)
+    convolution(params, "unet.out", 3, width, pixels, 0.1, stream)
 }
 
-fn conv(params: &mut Params, name: &str, k: usize, c: usize, o: usize, gain: f64, stream: &Stream) -> Result<()> {
+fn convolution(params: &mut Params, name: &str, k: usize, c: usize, o: usize, gain: f64, stream: &Stream) -> Result<()> {
     params.normal(&format!("{name}.weight"), &[k, k, c, o], k * k * c, gain, stream)?;
     params.constant(&format!("{name}.bias"), &[o], 0.0)
 }
@@ -79,6 +82,7 @@ fn norm(params: &mut Params, name: &str, c: usize) -> Result<()> {
 /// A forward pass in the making.
 struct Net<'w> {
     w: &'w dyn Weights,
+    fast: bool,
 }
 
 impl Net<'_> {
@@ -89,7 +93,8 @@ impl Net<'_> {
     fn conv(&self, name: &str, x: &Tensor, stride: usize) -> Result<Tensor> {
         let weight = self.get(name, "weight")?;
         let pad = weight.dim(0)? / 2;
-        Ok(conv2d(x, weight, Some(self.get(name, "bias")?), stride, pad)?)
+        let window = Window { fast: self.fast, ..Window::new(stride, pad) };
+        Ok(conv(x, weight, Some(self.get(name, "bias")?), window)?)
     }
 
     fn dense(&self, name: &str, x: &Tensor) -> Result<Tensor> {
@@ -97,29 +102,28 @@ impl Net<'_> {
     }
 
     fn norm_silu(&self, name: &str, x: &Tensor) -> Result<Tensor> {
-        Ok(silu(&group_norm(x, GROUPS, self.get(name, "weight")?, self.get(name, "bias")?, EPS)?)?)
+        Ok(group_norm_silu(x, GROUPS, self.get(name, "weight")?, self.get(name, "bias")?, EPS)?)
     }
 
     fn block(&self, name: &str, x: &Tensor, emb: &Tensor) -> Result<Tensor> {
         let part = |part: &str| format!("{name}.{part}");
         let h = self.conv(&part("conv1"), &self.norm_silu(&part("norm1"), x)?, 1)?;
-        let add = self.dense(&part("emb"), emb)?;
-        let (b, o) = add.dims2()?;
-        let h = h.broadcast_add(&add.reshape((b, 1, 1, o))?)?;
+        let moved = self.dense(&part("emb"), emb)?;
+        let h = add_samples(&h, &moved)?;
         let h = self.conv(&part("conv2"), &self.norm_silu(&part("norm2"), &h)?, 1)?;
-        let has_skip = x.dim(3)? != o;
-        Ok(if has_skip { (h + self.conv(&part("skip"), x, 1)?)? } else { (h + x)? })
+        let has_skip = x.dim(3)? != h.dim(3)?;
+        Ok(if has_skip { add(&h, &self.conv(&part("skip"), x, 1)?)? } else { add(&h, x)? })
     }
 
     fn attend(&self, x: &Tensor, context: &Context, heads: usize) -> Result<Tensor> {
         let (b, h, w, c) = x.dims4()?;
-        let flat = x.reshape((b, h * w, c))?;
+        let flat = reshape(x, (b, h * w, c))?;
         let q = layer_norm(&flat, self.get("attention.norm", "weight")?, self.get("attention.norm", "bias")?, EPS)?;
         let q = self.dense("attention.q", &q)?;
         let k = linear(&context.words, self.get("attention.k", "weight")?, None)?;
         let v = self.dense("attention.v", &context.words)?;
         let out = self.dense("attention.out", &attention(&q, &k, &v, heads)?)?;
-        Ok((flat + out)?.reshape((b, h, w, c))?)
+        Ok(reshape(&add(&flat, &out)?, (b, h, w, c))?)
     }
 }
 
@@ -141,24 +145,18 @@ fn to_blocks(x: &Tensor) -> Result<Tensor> {
     Ok(x.reshape(&[b, h / 2, 2, w / 2, 2, c][..])?.permute(vec![0, 1, 3, 2, 4, 5])?.contiguous()?.reshape((b, h / 2, w / 2, 4 * c))?)
 }
 
-/// `[b, h/2, w/2, 4c]` to `[b, h, w, c]`.
-fn to_pixels(x: &Tensor) -> Result<Tensor> {
-    let (b, h, w, c) = x.dims4()?;
-    Ok(x.reshape(&[b, h, w, 2, 2, c / 4][..])?.permute(vec![0, 1, 3, 2, 4, 5])?.contiguous()?.reshape((b, 2 * h, 2 * w, c / 4))?)
-}
-
 /// The predicted v of noisy images `x` `[b, h, w, c]` at `times` `[b]`.
 pub fn forward(w: &dyn Weights, config: &Config, x: &Tensor, times: &[f64], context: &Context) -> Result<Tensor> {
-    let net = Net { w };
+    let net = Net { w, fast: config.width >= FAST };
     let time = net.dense("time2", &silu(&net.dense("time1", &time_features(times)?)?)?)?;
-    let emb = silu(&(time + net.dense("text", &context.pooled)?)?)?;
+    let emb = silu(&add(&time, &net.dense("text", &context.pooled)?)?)?;
     let stem = net.conv("stem", &to_blocks(x)?, 1)?;
     let upper = net.block("down.0", &stem, &emb)?;
     let lower = net.block("down.1", &net.conv("downsample", &upper, 2)?, &emb)?;
     let mid = net.block("mid", &net.attend(&lower, context, config.heads)?, &emb)?;
-    let h = net.block("up.1", &Tensor::cat(&[&mid, &lower], 3)?, &emb)?;
+    let h = net.block("up.1", &join(&[&mid, &lower], true)?, &emb)?;
     let h = upsample2(&net.conv("upsample", &h, 1)?)?;
-    let h = net.block("up.0", &Tensor::cat(&[&h, &upper], 3)?, &emb)?;
+    let h = net.block("up.0", &join(&[&h, &upper], true)?, &emb)?;
     let h = net.block("last", &h, &emb)?;
-    to_pixels(&net.conv("out", &net.norm_silu("norm", &h)?, 1)?)
+    Ok(pixel_shuffle2(&net.conv("out", &net.norm_silu("norm", &h)?, 1)?)?)
 }

@@ -221,7 +221,7 @@ impl Layer {
     fn forward(&self, pass: &Pass<'_>, x: &Tensor) -> Result<Tensor> {
         let get = |name: &str, tensor: &str| pass.weights.weight(&format!("{name}.{tensor}"));
         Ok(match self {
-            Self::Conv(conv) => conv.forward(pass, x)?,
+            Self::Conv(conv) => conv.forward(pass, x, false)?,
             Self::BatchNorm { name, eps, relu, .. } => pass.batch_norm(name, BatchNorm { eps: *eps, relu: *relu }, x, None)?,
             Self::GroupNorm { name, groups, .. } => ops::group_norm(x, *groups, get(name, "weight")?, get(name, "bias")?, 1e-5)?,
             Self::LayerNorm { name, eps, .. } => ops::layer_norm(x, get(name, "weight")?, get(name, "bias")?, *eps)?,
@@ -234,6 +234,9 @@ impl Layer {
             Self::Linear { name, .. } => dense(pass, name, x)?,
             Self::Residual { body, shortcut, relu } => pass.residual(body, shortcut, *relu, x)?,
             Self::Branches(branches) => {
+                if let Some(y) = pass.expand(branches, x)? {
+                    return Ok(y);
+                }
                 let parts: Result<Vec<Tensor>> = branches.iter().map(|branch| pass.run(branch, x)).collect();
                 tape::join(&parts?.iter().collect::<Vec<_>>(), true)?
             }
@@ -279,8 +282,8 @@ fn linear_specs(name: &str, inputs: usize, outputs: usize, start: Start) -> Vec<
 }
 
 fn dense(pass: &Pass<'_>, name: &str, x: &Tensor) -> Result<Tensor> {
-    let y = ops::linear(x, pass.weights.weight(&format!("{name}.weight"))?, None)?;
-    Ok(ops::bias_add(&y, pass.weights.weight(&format!("{name}.bias"))?)?)
+    let get = |tensor: &str| pass.weights.weight(&format!("{name}.{tensor}"));
+    Ok(ops::linear(x, get("weight")?, Some(get("bias")?))?)
 }
 
 impl Conv {
@@ -315,7 +318,7 @@ impl Conv {
         specs
     }
 
-    fn forward(&self, pass: &Pass<'_>, x: &Tensor) -> Result<Tensor> {
+    fn forward(&self, pass: &Pass<'_>, x: &Tensor, relu: bool) -> Result<Tensor> {
         let window = match self.pad {
             Pad::Zeros(pad) => Window::new(self.stride, pad),
             Pad::Same => Window::same(x.dim(1)?, x.dim(2)?, self.shape[0], self.stride),
@@ -323,7 +326,7 @@ impl Conv {
         let window = Window { fast: self.fast, ..window.groups(self.groups) };
         let weight = pass.weights.weight(&format!("{}.weight", self.name))?;
         let bias = if self.bias { Some(pass.weights.weight(&format!("{}.bias", self.name))?) } else { None };
-        Ok(ops::conv(x, weight, bias, window)?)
+        Ok(if relu { ops::conv_relu(x, weight, bias, window)? } else { ops::conv(x, weight, bias, window)? })
     }
 }
 
@@ -347,7 +350,39 @@ impl<'a> Pass<'a> {
 
     /// All layers, one after the other.
     pub fn run(&self, layers: &[Layer], x: &Tensor) -> Result<Tensor> {
-        layers.iter().try_fold(x.clone(), |x, layer| layer.forward(self, &x))
+        let (mut x, mut rest) = (x.clone(), layers);
+        loop {
+            (x, rest) = match rest {
+                [] => return Ok(x),
+                // What one pass can do together.
+                [Layer::Linear { name, .. }, Layer::Act(Act::Gelu), behind @ ..] => {
+                    let get = |tensor: &str| self.weights.weight(&format!("{name}.{tensor}"));
+                    (ops::linear_gelu(&x, get("weight")?, get("bias")?)?, behind)
+                }
+                [Layer::Conv(conv), Layer::Act(Act::Relu), behind @ ..] => (conv.forward(self, &x, true)?, behind),
+                [layer, behind @ ..] => (layer.forward(self, &x)?, behind),
+            };
+        }
+    }
+
+    /// A 1×1 and a 3×3 convolution side by side, both with bias and ReLU, in one op; `None` if the branches are something else.
+    fn expand(&self, branches: &[Vec<Layer>], x: &Tensor) -> Result<Option<Tensor>> {
+        let [one, three] = branches else { return Ok(None) };
+        let ([Layer::Conv(one), Layer::Act(Act::Relu)], [Layer::Conv(three), Layer::Act(Act::Relu)]) = (one.as_slice(), three.as_slice())
+        else {
+            return Ok(None);
+        };
+        let is = |conv: &Conv, k: usize| {
+            conv.shape[..2] == [k, k]
+                && conv.pad == Pad::Zeros(k / 2)
+                && (conv.stride, conv.groups, conv.bias, conv.fast) == (1, 1, true, true)
+        };
+        if !is(one, 1) || !is(three, 3) || one.shape[3] != three.shape[3] {
+            return Ok(None);
+        }
+        let get = |conv: &Conv, tensor: &str| self.weights.weight(&format!("{}.{tensor}", conv.name));
+        let of = |conv: &Conv| Ok::<_, crate::Error>([get(conv, "weight")?, get(conv, "bias")?]);
+        Ok(ops::expand(x, of(one)?, of(three)?)?)
     }
 
     fn batch_norm(&self, name: &str, norm: BatchNorm, x: &Tensor, shortcut: Option<&Tensor>) -> Result<Tensor> {

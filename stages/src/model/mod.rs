@@ -150,7 +150,7 @@ impl Arch {
         let vit = |patch, c, depth, heads| zoo::vit(channels, size, patch, c, depth, heads, classes);
         let resnet = |blocks, bottleneck, small| zoo::resnet(channels, blocks, bottleneck, small, classes);
         match self {
-            Self::SmallCnn => zoo::small_cnn(channels, width, GROUP, classes),
+            Self::SmallCnn => zoo::small_cnn(channels, size, width, GROUP, classes),
             Self::ResNet18 => resnet([2, 2, 2, 2], false, false),
             Self::ResNet34 => resnet([3, 4, 6, 3], false, false),
             Self::ResNet50 => resnet([3, 4, 6, 3], true, false),

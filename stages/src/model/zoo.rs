@@ -31,14 +31,14 @@ fn linear(name: impl Into<String>, inputs: usize, outputs: usize) -> Layer {
 }
 
 /// Three convolutions of width w, 2w and 4w with GroupNorm in groups of `group` channels. Pooling before ReLU: the result is the same, for
-/// a quarter of the work.
-pub fn small_cnn(channels: usize, width: usize, group: usize, classes: usize) -> Vec<Unit> {
+/// a quarter of the work. Images below 24 pixels gain little by Winograd's algorithm: there the convolutions are the plain sum.
+pub fn small_cnn(channels: usize, size: [usize; 2], width: usize, group: usize, classes: usize) -> Vec<Unit> {
     let sizes = [channels, width, 2 * width, 4 * width];
     let mut units: Vec<Unit> = (0..3)
         .map(|i| {
             let (name, inputs, c) = (format!("conv{}", i + 1), sizes[i], sizes[i + 1]);
             let start = Start::Normal { fan: 9 * inputs, gain: 2.0 };
-            let conv = Conv { start, fast: false, ..Conv::new(&name, 3, inputs, c, 1) };
+            let conv = Conv { start, fast: size[0].min(size[1]) >= 24, ..Conv::new(&name, 3, inputs, c, 1) };
             let mut layers = vec![Layer::Conv(conv), Layer::GroupNorm { name: format!("{name}.norm"), c, groups: c / group }];
             if i < 2 {
                 layers.push(Layer::MaxPool { k: 2, stride: 2, pad: 0, ceil: false });

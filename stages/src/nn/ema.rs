@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 
 use super::math::CHUNK;
 use super::params::Params;
+use super::simd::vectorised;
 use super::storage::with;
 
 /// The average of every tensor of a model.
@@ -38,10 +39,11 @@ impl Ema {
         for (name, var) in params.iter() {
             let Some(average) = self.averages.get_mut(name) else { continue };
             with(var, |values| {
-                average
-                    .par_chunks_mut(CHUNK)
-                    .zip(values.par_chunks(CHUNK))
-                    .for_each(|(a, w)| a.iter_mut().zip(w).for_each(|(a, w)| *a += (1.0 - decay) * (w - *a)));
+                average.par_chunks_mut(CHUNK).zip(values.par_chunks(CHUNK)).for_each(|(a, w)| {
+                    vectorised!(for (a, w) in a.iter_mut().zip(w) {
+                        *a += (1.0 - decay) * (w - *a);
+                    });
+                });
                 Ok(())
             })?;
         }

@@ -22,6 +22,7 @@ mod math;
 pub mod ops;
 pub mod optim;
 pub mod params;
+pub mod profile;
 mod simd;
 mod storage;
 pub mod tape;

@@ -14,6 +14,7 @@ use candle_core::{
     CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Device, Layout, Result, Shape, Storage, Tensor, TensorId, Var, bail,
 };
 
+use super::profile::time;
 use super::storage::{gradient, output, slice, with};
 
 enum Op {
@@ -134,7 +135,7 @@ pub fn apply1(x: &Tensor, op: impl CustomOp1 + Send + Sync + 'static) -> Result<
     if !recording(&[&x]) {
         return x.apply_op1(op);
     }
-    let y = made(stored(&x, |s, l| op.cpu_fwd(s, l))?)?;
+    let y = made(time("forward", op.name(), || stored(&x, |s, l| op.cpu_fwd(s, l)))?)?;
     push(&[&x], &y, Op::One(Box::new(op)))?;
     Ok(y)
 }
@@ -145,7 +146,8 @@ pub fn apply2(a: &Tensor, b: &Tensor, op: impl CustomOp2 + Send + Sync + 'static
     if !recording(&[&a, &b]) {
         return a.apply_op2(&b, op);
     }
-    let y = made(stored(&a, |sa, la| stored(&b, |sb, lb| op.cpu_fwd(sa, la, sb, lb)))?)?;
+    let forward = || stored(&a, |sa, la| stored(&b, |sb, lb| op.cpu_fwd(sa, la, sb, lb)));
+    let y = made(time("forward", op.name(), forward)?)?;
     push(&[&a, &b], &y, Op::Two(Box::new(op)))?;
     Ok(y)
 }
@@ -156,8 +158,8 @@ pub fn apply3(a: &Tensor, b: &Tensor, c: &Tensor, op: impl CustomOp3 + Send + Sy
     if !recording(&[&a, &b, &c]) {
         return a.apply_op3(&b, &c, op);
     }
-    let forward = stored(&a, |sa, la| stored(&b, |sb, lb| stored(&c, |sc, lc| op.cpu_fwd(sa, la, sb, lb, sc, lc))));
-    let y = made(forward?)?;
+    let forward = || stored(&a, |sa, la| stored(&b, |sb, lb| stored(&c, |sc, lc| op.cpu_fwd(sa, la, sb, lb, sc, lc))));
+    let y = made(time("forward", op.name(), forward)?)?;
     push(&[&a, &b, &c], &y, Op::Three(Box::new(op)))?;
     Ok(y)
 }
@@ -211,7 +213,8 @@ pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
 /// If their other dimensions differ.
 pub fn join(parts: &[&Tensor], last: bool) -> Result<Tensor> {
     let Some(first) = parts.first() else { bail!("join: nothing to join") };
-    let y = Tensor::cat(parts, if last { first.rank().saturating_sub(1) } else { 0 })?.contiguous()?;
+    let dim = if last { first.rank().saturating_sub(1) } else { 0 };
+    let y = time("forward", "join", || Tensor::cat(parts, dim)?.contiguous())?;
     if recording(parts) {
         push(parts, &y, Op::Join { last })?;
     }
@@ -219,6 +222,16 @@ pub fn join(parts: &[&Tensor], last: bool) -> Result<Tensor> {
 }
 
 impl Node {
+    fn name(&self) -> &'static str {
+        match &self.op {
+            Op::One(op) => op.name(),
+            Op::Two(op) => op.name(),
+            Op::Three(op) => op.name(),
+            Op::Reshape => "reshape",
+            Op::Join { .. } => "join",
+        }
+    }
+
     fn backward(&self, dy: &Tensor) -> Result<Vec<Option<Tensor>>> {
         Ok(match (&self.op, self.args.as_slice()) {
             (Op::One(op), [x]) => vec![op.bwd(x, &self.y, dy)?],
@@ -279,10 +292,12 @@ impl Tape {
     fn go(mut nodes: Vec<Node>, grads: &mut HashMap<TensorId, (Tensor, Tensor)>) -> Result<()> {
         while let Some(node) = nodes.pop() {
             let Some((_, dy)) = grads.remove(&node.y.id()) else { continue };
-            for (x, dx) in node.args.iter().zip(node.backward(&dy)?) {
+            for (x, dx) in node.args.iter().zip(time("backward", node.name(), || node.backward(&dy))?) {
                 let Some(dx) = dx.filter(|_| x.track_op()) else { continue };
                 let total = match grads.remove(&x.id()) {
-                    Some((_, other)) => gradient(with(&other, |a| with(&dx, |b| Ok(sum(a, b))))?, x)?,
+                    Some((_, other)) => {
+                        time("backward", "sums of gradients", || gradient(with(&other, |a| with(&dx, |b| Ok(sum(a, b))))?, x))?
+                    }
                     None => dx,
                 };
                 grads.insert(x.id(), (x.clone(), total));

@@ -4,7 +4,7 @@
 
 use rayon::prelude::*;
 
-use super::{Matrix, add_up, gemm, matmul, transposed, vectorised, with_scratch};
+use super::{Matrix, add, add_up, gemm, matmul, transposed, vectorised, with_scratch};
 use crate::nn::storage::unwritten;
 
 /// Parts into which a sum over pixels is cut; each has a buffer of the size of the weights.
@@ -12,18 +12,27 @@ pub(super) const PARTS: usize = 8;
 
 /// Values of the parts' buffers together above which they cost more than they bring.
 const LARGE: usize = 1 << 20;
+/// Values of a line of a patch up to which it is copied from an image with its padding.
+const NARROW: usize = 32;
 /// Values of gathered patches that one convolution may hold.
 const GATHERED: usize = 1 << 24;
 /// Rows of the weights' gradient that one task makes.
 const WEIGHT_ROWS: usize = 192;
 
-/// Copies without a call where there are few values, as in grey images.
+/// What follows a convolution in the same pass.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Then<'a> {
+    /// Is added to every pixel.
+    pub bias: Option<&'a [f32]>,
+    /// A ReLU at the end.
+    pub relu: bool,
+}
+
+/// `max(y, 0)`; what is not a number stays.
 #[inline(always)]
-fn copy(from: &[f32], to: &mut [f32]) {
-    if from.len() <= 12 {
-        to.iter_mut().zip(from).for_each(|(t, f)| *t = *f);
-    } else {
-        to.copy_from_slice(from);
+pub(super) fn floor(y: &mut [f32]) {
+    for y in y {
+        *y = if *y < 0.0 { 0.0 } else { *y };
     }
 }
 
@@ -44,6 +53,10 @@ pub struct Conv {
     pub groups: usize,
     /// Whether Winograd's algorithm may be used, which rounds more.
     pub fast: bool,
+    /// Values from one pixel of the images to the next: `c`, unless they are part of wider ones, as [`expand`](Self::expand) has them.
+    pub x_row: usize,
+    /// The same of the results.
+    pub y_row: usize,
 }
 
 impl Conv {
@@ -89,6 +102,9 @@ impl Conv {
 
     /// Patches of a group of the pixels from `start` on, one a row, into `rows`.
     fn patches(&self, x: &[f32], start: usize, group: usize, rows: &mut [f32]) {
+        if self.groups == 1 && self.kw * self.c <= NARROW {
+            return self.narrow_patches(x, start, rows);
+        }
         let (oh, ow) = (self.out_h(), self.out_w());
         let (c, [sh, sw]) = (self.group().0, self.stride);
         let line = self.kw * c;
@@ -107,7 +123,7 @@ impl Conv {
                 let source = ((image * self.h + y - self.pad[0]) * self.w + left + from - self.pad[1]) * self.c + group * c;
                 line[..from * c].fill(0.0);
                 if self.groups == 1 {
-                    copy(&x[source..source + (to - from) * c], &mut line[from * c..to * c]);
+                    line[from * c..to * c].copy_from_slice(&x[source..source + (to - from) * c]);
                 } else {
                     for (j, part) in line[from * c..to * c].chunks_exact_mut(c).enumerate() {
                         part.copy_from_slice(&x[source + j * self.c..][..c]);
@@ -118,18 +134,57 @@ impl Conv {
         }
     }
 
-    /// `y = conv(x, w) + bias`.
-    pub fn forward(&self, x: &[f32], w: &[f32], bias: Option<&[f32]>) -> Vec<f32> {
-        if self.is_depthwise() {
-            return self.depthwise(x, w, bias);
+    /// [`patches`](Self::patches) where a line of one is a few values, as of grey and RGB images: copied from an image with its padding,
+    /// without a call or a question for each line.
+    fn narrow_patches(&self, x: &[f32], start: usize, rows: &mut [f32]) {
+        let (size, c) = (self.out_h() * self.out_w(), self.c);
+        let [top, left, bottom, right] = self.pad;
+        let (tall, wide) = (self.h + top + bottom, self.w + left + right);
+        with_scratch(tall * wide * c, |padded| {
+            padded.fill(0.0);
+            let (mut pixel, mut rows) = (start, rows);
+            while !rows.is_empty() {
+                let (image, first) = (pixel / size, pixel % size);
+                let lines = x[image * self.h * self.w * c..].chunks_exact(self.w * c).take(self.h);
+                for (line, to) in lines.zip(padded[top * wide * c..].chunks_exact_mut(wide * c)) {
+                    to[left * c..][..self.w * c].copy_from_slice(line);
+                }
+                let count = (size - first).min(rows.len() / self.patch());
+                let (these, rest) = rows.split_at_mut(count * self.patch());
+                vectorised!(match self.kw * c {
+                    3 => self.lines::<3>(padded, wide, first, these),
+                    9 => self.lines::<9>(padded, wide, first, these),
+                    21 => self.lines::<21>(padded, wide, first, these),
+                    _ => self.lines::<0>(padded, wide, first, these),
+                });
+                (pixel, rows) = (pixel + count, rest);
+            }
+        });
+    }
+
+    /// The patches from `first` on of an image with padding, whose lines have `N` values, or any number if that is 0.
+    #[inline(always)]
+    fn lines<const N: usize>(&self, padded: &[f32], wide: usize, first: usize, rows: &mut [f32]) {
+        let (line, ow, [sh, sw]) = (if N == 0 { self.kw * self.c } else { N }, self.out_w(), self.stride);
+        for (i, row) in rows.chunks_exact_mut(self.kh * line).enumerate() {
+            let from = ((first + i) / ow * sh * wide + (first + i) % ow * sw) * self.c;
+            for (y, to) in row.chunks_exact_mut(line).enumerate() {
+                to.copy_from_slice(&padded[from + y * wide * self.c..][..line]);
+            }
         }
-        if self.is_winograd() {
-            let mut y = self.winograd(x, w);
-            if let Some(bias) = bias {
-                let rows = y.par_chunks_mut(256 * self.o);
-                rows.for_each(|y| vectorised!(y.chunks_exact_mut(self.o).for_each(|y| y.iter_mut().zip(bias).for_each(|(y, b)| *y += b))));
+    }
+
+    /// `y = conv(x, w)`, and what follows.
+    pub fn forward(&self, x: &[f32], w: &[f32], then: Then<'_>) -> Vec<f32> {
+        if self.is_depthwise() {
+            let mut y = self.depthwise(x, w, then.bias);
+            if then.relu {
+                y.par_chunks_mut(256 * self.o).for_each(|y| vectorised!(floor(y)));
             }
             return y;
+        }
+        if self.is_winograd() {
+            return self.winograd(x, w, then);
         }
         // SAFETY: every chunk is a product that does not read what was there, or first filled with the bias.
         let mut y = unsafe { unwritten(self.pixels() * self.o) };
@@ -137,21 +192,27 @@ impl Conv {
         let (c, o) = self.group();
         y.par_chunks_mut(chunk * self.o).enumerate().for_each(|(i, y)| {
             let pixels = y.len() / self.o;
-            if let Some(bias) = bias {
-                y.chunks_exact_mut(self.o).for_each(|y| y.copy_from_slice(bias));
+            if let Some(bias) = then.bias {
+                for y in y.chunks_exact_mut(self.o) {
+                    y.copy_from_slice(bias);
+                }
             }
-            let add = bias.is_some();
+            let add = then.bias.is_some();
             if self.is_product() {
                 let x = Matrix::new(&x[i * chunk * c..], c);
-                return gemm(pixels, o, c, y, o, add, x, Matrix::new(w, o));
+                gemm(pixels, o, c, y, o, add, x, Matrix::new(w, o));
+            } else {
+                with_scratch(pixels * patch, |rows| {
+                    for group in 0..self.groups {
+                        self.patches(x, i * chunk, group, rows);
+                        let w = Matrix::new(&w[group * o..], self.o);
+                        gemm(pixels, o, patch, &mut y[group * o..], self.o, add, Matrix::new(rows, patch), w);
+                    }
+                });
             }
-            with_scratch(pixels * patch, |rows| {
-                for group in 0..self.groups {
-                    self.patches(x, i * chunk, group, rows);
-                    let w = Matrix::new(&w[group * o..], self.o);
-                    gemm(pixels, o, patch, &mut y[group * o..], self.o, add, Matrix::new(rows, patch), w);
-                }
-            });
+            if then.relu {
+                vectorised!(floor(y));
+            }
         });
         y
     }
@@ -176,8 +237,9 @@ impl Conv {
             // A convolution of dy with the kernels turned around, inputs and outputs exchanged.
             let (down, across) = (self.kh - 1, self.kw - 1);
             let pad = [down - top, across - left, down - bottom, across - right];
-            let turned = Self { h: self.out_h(), w: self.out_w(), c: self.o, o: self.c, pad, ..*self };
-            return turned.forward(dy, &self.turned(w), None);
+            let turned =
+                Self { h: self.out_h(), w: self.out_w(), c: self.o, o: self.c, x_row: self.y_row, y_row: self.x_row, pad, ..*self };
+            return turned.forward(dy, &self.turned(w), Then::default());
         }
         self.scatter(dy, w)
     }
@@ -203,26 +265,28 @@ impl Conv {
                 for (group, wt) in wt.iter().enumerate() {
                     let dy = Matrix::new(&dy[image * oh * ow * self.o + group * o..], self.o);
                     gemm(oh * ow, patch, o, rows, patch, false, dy, Matrix::new(wt, patch));
-                    for (pixel, row) in rows.chunks_exact(patch).enumerate() {
+                    vectorised!(for (pixel, row) in rows.chunks_exact(patch).enumerate() {
                         self.scatter_patch(pixel / ow * self.stride[0], pixel % ow * self.stride[1], group, row, dx);
-                    }
+                    });
                 }
             });
         });
         dx
     }
 
+    #[inline(always)]
     fn scatter_patch(&self, top: usize, left: usize, group: usize, row: &[f32], dx: &mut [f32]) {
         let c = self.group().0;
         for (place, values) in row.chunks_exact(c).enumerate() {
             if let Some(pixel) = self.inside(top + place / self.kw, left + place % self.kw) {
                 let at = pixel * self.c + group * c;
-                dx[at..at + c].iter_mut().zip(values).for_each(|(d, v)| *d += v);
+                add(&mut dx[at..at + c], values);
             }
         }
     }
 
     /// The pixel at a place of the padded image, unless it is padding.
+    #[inline(always)]
     pub(super) fn inside(&self, y: usize, x: usize) -> Option<usize> {
         let [top, left, ..] = self.pad;
         let hit = y >= top && x >= left && y < self.h + top && x < self.w + left;

@@ -48,7 +48,7 @@ impl Conv {
             for (cell, dy) in dy.chunks_exact(c).enumerate() {
                 for (place, pixel) in self.taps(cell / ow, cell % ow) {
                     let (dx, w) = (&mut dx[pixel * c..][..c], &w[place * c..][..c]);
-                    vectorised!(dx.iter_mut().zip(dy).zip(w).for_each(|((dx, dy), w)| *dx += dy * w));
+                    vectorised!(add_products(dx, dy, w));
                 }
             }
         });
@@ -68,7 +68,7 @@ impl Conv {
                     for (cell, dy) in dy[image * oh * ow * c..][..oh * ow * c].chunks_exact(c).enumerate() {
                         for (place, pixel) in self.taps(cell / ow, cell % ow) {
                             let (x, sum) = (&x[pixel * c..][..c], &mut sum[place * c..][..c]);
-                            vectorised!(sum.iter_mut().zip(dy).zip(x).for_each(|((s, dy), x)| *s += dy * x));
+                            vectorised!(add_products(sum, dy, x));
                         }
                     }
                 }
@@ -104,6 +104,14 @@ fn pixel(taps: &[(usize, usize)], x: &[f32], w: &[f32], bias: Option<&[f32]>, y:
     }
     for &(place, pixel) in taps {
         let (x, w) = (&x[pixel * c + from_rest..][..rest.len()], &w[place * c + from_rest..][..rest.len()]);
-        rest.iter_mut().zip(x).zip(w).for_each(|((y, x), w)| *y += x * w);
+        add_products(rest, x, w);
+    }
+}
+
+/// Adds the products of two rows to a third.
+#[inline(always)]
+fn add_products(to: &mut [f32], a: &[f32], b: &[f32]) {
+    for ((to, a), b) in to.iter_mut().zip(a).zip(b) {
+        *to += a * b;
     }
 }

@@ -15,6 +15,8 @@ pub trait Lanes: Copy {
     fn sub(self, other: Self) -> Self;
     /// `self·factor + other`.
     fn fma(self, factor: f32, other: Self) -> Self;
+    /// `max(self, 0)`; what is not a number stays.
+    fn floor(self) -> Self;
 }
 
 /// Plain arrays, for every machine.
@@ -53,6 +55,11 @@ impl Lanes for [f32; 4] {
         // Two roundings: without the instruction a fused product is a slow call.
         std::array::from_fn(|i| self[i] * factor + other[i])
     }
+
+    #[inline(always)]
+    fn floor(self) -> Self {
+        std::array::from_fn(|i| if self[i] < 0.0 { 0.0 } else { self[i] })
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -66,7 +73,7 @@ mod x86 {
 
     /// The lanes of a register type; each of its functions is called only below [`for_lanes`](super::for_lanes), which has seen the instruction set.
     macro_rules! register {
-        ($name:ident, $type:ty, $count:literal, $zero:ident, $load:ident, $store:ident, $add:ident, $sub:ident, $fma:ident, $splat:ident) => {
+        ($name:ident, $type:ty, $count:literal, $zero:ident, $load:ident, $store:ident, $add:ident, $sub:ident, $fma:ident, $splat:ident, $max:ident) => {
             /// A register.
             #[derive(Clone, Copy)]
             pub struct $name($type);
@@ -109,6 +116,13 @@ mod x86 {
                     // SAFETY: the instruction set was seen.
                     Self(unsafe { $fma(self.0, $splat(factor), other.0) })
                 }
+
+                #[inline(always)]
+                fn floor(self) -> Self {
+                    // The second operand is the result where one is not a number.
+                    // SAFETY: the instruction set was seen.
+                    Self(unsafe { $max($zero(), self.0) })
+                }
             }
         };
     }
@@ -123,7 +137,8 @@ mod x86 {
         _mm256_add_ps,
         _mm256_sub_ps,
         _mm256_fmadd_ps,
-        _mm256_set1_ps
+        _mm256_set1_ps,
+        _mm256_max_ps
     );
     register!(
         Sixteen,
@@ -135,7 +150,8 @@ mod x86 {
         _mm512_add_ps,
         _mm512_sub_ps,
         _mm512_fmadd_ps,
-        _mm512_set1_ps
+        _mm512_set1_ps,
+        _mm512_max_ps
     );
 }
 

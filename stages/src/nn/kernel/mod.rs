@@ -6,16 +6,19 @@ use std::cell::RefCell;
 use rayon::prelude::*;
 
 use super::simd::vectorised;
+use super::storage::unwritten;
 
 mod conv;
 mod depthwise;
+mod expand;
 pub(crate) mod lanes;
 mod winograd;
 
-pub use conv::Conv;
+pub use conv::{Conv, Then};
+pub use expand::Weights as ExpandWeights;
 
 /// Rows of a product that one task computes. A fixed number: the cut must not depend on the threads.
-const ROWS: usize = 128;
+const ROWS: usize = 256;
 /// Columns of a product that one task computes when there are few rows.
 const COLUMNS: usize = 256;
 thread_local! {
@@ -97,6 +100,28 @@ pub fn gemm(m: usize, n: usize, k: usize, c: &mut [f32], ldc: usize, accumulate:
     }
 }
 
+/// `c = aᵀ·b` on all threads, of many rows: `a` `[k, m]`, `b` `[k, n]`, `c` `[m, n]`, all row-major. The rows are cut into a fixed number of
+/// parts, whose sums are added in their order.
+pub fn matmul_of_columns(m: usize, n: usize, k: usize, c: &mut [f32], a: &[f32], b: &[f32]) {
+    const PARTS: usize = 4;
+    /// Rows below which parts cost more than they bring.
+    const FEW: usize = 1024;
+    if k < FEW || m * n > 1 << 20 {
+        return matmul(m, n, k, c, Matrix::new(a, m).t(), Matrix::new(b, n));
+    }
+    let rows = k.div_ceil(PARTS);
+    let (first, c) = (&mut c[..m * n], m * n);
+    with_scratch((PARTS - 1) * c, |rest| {
+        let parts = std::iter::once(&mut *first).chain(rest.chunks_exact_mut(c)).collect::<Vec<_>>();
+        parts.into_par_iter().zip(a.par_chunks(rows * m)).zip(b.par_chunks(rows * n)).for_each(|((c, a), b)| {
+            gemm(m, n, b.len() / n, c, n, false, Matrix::new(a, m).t(), Matrix::new(b, n));
+        });
+        for part in rest.chunks_exact(c) {
+            vectorised!(add(first, part));
+        }
+    });
+}
+
 /// `c = a·b` on all threads; `c` is row-major `[m, n]`.
 pub fn matmul(m: usize, n: usize, k: usize, c: &mut [f32], a: Matrix<'_>, b: Matrix<'_>) {
     if m * n * k < 1 << 15 {
@@ -144,14 +169,44 @@ pub fn transposed(x: &[f32], rows: usize, columns: usize) -> Vec<f32> {
     out
 }
 
+/// Adds values to others. A loop and not a `for_each`: that is a function of its own, which the compiler may leave out of line and then
+/// compiles for the machine that every processor is.
+#[inline(always)]
+pub fn add(to: &mut [f32], values: &[f32]) {
+    for (to, value) in to.iter_mut().zip(values) {
+        *to += value;
+    }
+}
+
 /// The sum of equally long buffers, in their order.
 pub fn add_up(mut parts: Vec<Vec<f32>>) -> Vec<f32> {
     let mut parts = parts.drain(..);
     let mut total = parts.next().unwrap_or_default();
     for part in parts {
-        vectorised!(total.iter_mut().zip(&part).for_each(|(t, p)| *t += p));
+        vectorised!(add(&mut total, &part));
     }
     total
+}
+
+/// The gradient `dy` where `y` is above 0, and its sums over the rows of `[rows, c]`, as [`column_sums`] has them.
+pub fn masked_with_sums(y: &[f32], dy: &[f32], c: usize) -> (Vec<f32>, Vec<f32>) {
+    assert!(y.len() == dy.len() && y.len().is_multiple_of(c), "a gradient has the shape of the result");
+    // SAFETY: the chunks below are all of it, in whole rows, and each is written whole.
+    let mut masked = unsafe { unwritten(y.len()) };
+    let chunks = masked.par_chunks_mut(512 * c).zip(y.par_chunks(512 * c)).zip(dy.par_chunks(512 * c));
+    let parts = chunks
+        .map(|((masked, y), dy)| {
+            let mut sum = vec![0.0; c];
+            vectorised!(for ((masked, y), dy) in masked.chunks_exact_mut(c).zip(y.chunks_exact(c)).zip(dy.chunks_exact(c)) {
+                for (((m, y), dy), sum) in masked.iter_mut().zip(y).zip(dy).zip(&mut sum) {
+                    *m = if *y > 0.0 { *dy } else { 0.0 };
+                    *sum += *m;
+                }
+            });
+            sum
+        })
+        .collect();
+    (masked, add_up(parts))
 }
 
 /// Sums over the rows of `[rows, c]`: fixed chunks apart, added in their order.
@@ -160,7 +215,9 @@ pub fn column_sums(x: &[f32], c: usize) -> Vec<f32> {
         .par_chunks(512 * c)
         .map(|chunk| {
             let mut sum = vec![0.0; c];
-            vectorised!(chunk.chunks_exact(c).for_each(|row| sum.iter_mut().zip(row).for_each(|(s, v)| *s += v)));
+            vectorised!(for row in chunk.chunks_exact(c) {
+                add(&mut sum, row);
+            });
             sum
         })
         .collect();

@@ -6,8 +6,10 @@
 
 use rayon::prelude::*;
 
+use super::conv::Then;
 use super::lanes::{Lanes, for_lanes};
-use super::{Conv, Matrix, gemm, transposed, with_scratch};
+use super::{Conv, Matrix, add, gemm, transposed, with_scratch};
+use crate::nn::simd::vectorised;
 use crate::nn::storage::unwritten;
 
 /// Channels must be a multiple of this: the widest vector.
@@ -40,13 +42,15 @@ struct Tiles {
     h: usize,
     w: usize,
     c: usize,
+    /// Values from pixel to pixel.
+    row: usize,
     down: usize,
     across: usize,
 }
 
 impl Tiles {
-    fn new(conv: &Conv, c: usize) -> Self {
-        Self { h: conv.h, w: conv.w, c, down: conv.h.div_ceil(4), across: conv.w.div_ceil(4) }
+    fn new(conv: &Conv, c: usize, row: usize) -> Self {
+        Self { h: conv.h, w: conv.w, c, row, down: conv.h.div_ceil(4), across: conv.w.div_ceil(4) }
     }
 
     /// Image, row and column at which tile `t` begins.
@@ -65,7 +69,7 @@ impl Tiles {
         let inner = top > 0 && left > 0 && top + 5 <= self.h && left + 5 <= self.w;
         // SAFETY: only pixels inside the image are read, `c` is a multiple of the lanes.
         unsafe {
-            let image = x.add(image * self.h * self.w * self.c);
+            let image = x.add(image * self.h * self.w * self.row);
             for at in (0..self.c).step_by(V::COUNT) {
                 let mut d = [[V::zero(); 6]; 6];
                 for i in 0..6 {
@@ -74,7 +78,7 @@ impl Tiles {
                     }
                     for j in 0..6 {
                         if inner || (left + j >= 1 && left + j <= self.w) {
-                            d[i][j] = V::load(image.add(((top + i - 1) * self.w + left + j - 1) * self.c + at));
+                            d[i][j] = V::load(image.add(((top + i - 1) * self.w + left + j - 1) * self.row + at));
                         }
                     }
                 }
@@ -94,16 +98,16 @@ impl Tiles {
         }
     }
 
-    /// Aᵀ·m·A to tile `t` of `y`; place k is read from `m + k * stride`.
+    /// Aᵀ·m·A to tile `t` of `y`, with what follows; place k is read from `m + k * stride`.
     ///
     /// # Safety
-    /// As [`input`](Self::input), with `y` for the images.
+    /// As [`input`](Self::input), with `y` for the images; a bias has `c` values.
     #[inline(always)]
-    unsafe fn output<V: Lanes>(&self, m: *const f32, t: usize, y: *mut f32, stride: usize) {
+    unsafe fn output<V: Lanes>(&self, m: *const f32, t: usize, y: *mut f32, stride: usize, then: Then<'_>) {
         let (image, top, left) = self.origin(t);
         // SAFETY: only pixels inside the image are written, `c` is a multiple of the lanes.
         unsafe {
-            let image = y.add(image * self.h * self.w * self.c);
+            let image = y.add(image * self.h * self.w * self.row);
             for at in (0..self.c).step_by(V::COUNT) {
                 let mut e = [[V::zero(); 6]; 4];
                 for j in 0..6 {
@@ -116,10 +120,13 @@ impl Tiles {
                         e[i][j] = column[i];
                     }
                 }
+                let bias = then.bias.map_or_else(V::zero, |bias| V::load(bias.as_ptr().add(at)));
                 for i in 0..4.min(self.h - top) {
                     let row = output_transform(e[i]);
                     for j in 0..4.min(self.w - left) {
-                        row[j].store(image.add(((top + i) * self.w + left + j) * self.c + at));
+                        let value = row[j].add(bias);
+                        let value = if then.relu { value.floor() } else { value };
+                        value.store(image.add(((top + i) * self.w + left + j) * self.row + at));
                     }
                 }
             }
@@ -135,12 +142,12 @@ impl Tiles {
         let (image, top, left) = self.origin(t);
         // SAFETY: only pixels inside the image are read, `c` is a multiple of the lanes.
         unsafe {
-            let image = dy.add(image * self.h * self.w * self.c);
+            let image = dy.add(image * self.h * self.w * self.row);
             for at in (0..self.c).step_by(V::COUNT) {
                 let mut d = [[V::zero(); 4]; 4];
                 for i in 0..4.min(self.h - top) {
                     for j in 0..4.min(self.w - left) {
-                        d[i][j] = V::load(image.add(((top + i) * self.w + left + j) * self.c + at));
+                        d[i][j] = V::load(image.add(((top + i) * self.w + left + j) * self.row + at));
                     }
                 }
                 let mut rows = [[V::zero(); 4]; 6];
@@ -294,13 +301,27 @@ impl Conv {
         });
     }
 
-    /// `y = conv(x, w)`.
-    pub(super) fn winograd(&self, x: &[f32], w: &[f32]) -> Vec<f32> {
+    /// Whether slices hold the images and the results, of which other channels may lie between.
+    fn holds(&self, x: usize, y: usize) -> bool {
+        let last = self.n * self.h * self.w - 1;
+        self.x_row >= self.c && self.y_row >= self.o && x >= last * self.x_row + self.c && y >= last * self.y_row + self.o
+    }
+
+    /// `conv(x, w)`, and what follows.
+    pub(super) fn winograd(&self, x: &[f32], w: &[f32], then: Then<'_>) -> Vec<f32> {
+        // SAFETY: every pixel lies in one tile, and `winograd_into` writes all tiles; here no other channels lie between.
+        let mut y = unsafe { unwritten(self.n * self.h * self.w * self.o) };
+        assert!(self.y_row == self.o, "what is written whole has nothing in between");
+        self.winograd_into(x, w, then, &mut y);
+        y
+    }
+
+    /// Writes `conv(x, w)`, and what follows, to `y`.
+    pub(super) fn winograd_into(&self, x: &[f32], w: &[f32], then: Then<'_>, y: &mut [f32]) {
         let (c, o) = (self.c, self.o);
-        let (from, to) = (Tiles::new(self, c), Tiles::new(self, o));
-        assert!(x.len() == self.n * self.h * self.w * c && w.len() == 9 * c * o, "a convolution's tensors have its shape");
-        // SAFETY: every pixel lies in one tile, and the loop below writes all tiles.
-        let mut y = unsafe { unwritten(self.n * self.h * self.w * o) };
+        let (from, to) = (Tiles::new(self, c, self.x_row), Tiles::new(self, o, self.y_row));
+        let fits = self.holds(x.len(), y.len()) && w.len() == 9 * c * o && then.bias.is_none_or(|bias| bias.len() == o);
+        assert!(fits, "a convolution's tensors have its shape");
         let target = Shared(y.as_mut_ptr());
         with_scratch(PLACES * c * o, |u| {
             Self::transformed(w, u);
@@ -320,33 +341,29 @@ impl Conv {
                     }
                     for_lanes!(V => for (j, t) in tiles.clone().enumerate() {
                         // SAFETY: `m` holds 36 times `count` tiles; no other task has tile t.
-                        unsafe { to.output::<V>(m.as_ptr().add(j * o), t, target.at(0), count * o) };
+                        unsafe { to.output::<V>(m.as_ptr().add(j * o), t, target.at(0), count * o, then) };
                     });
                 });
             });
         });
-        y
     }
 
     /// The gradient of `x`: a convolution with the kernels turned around, inputs and outputs exchanged.
     pub(super) fn winograd_input(&self, dy: &[f32], w: &[f32]) -> Vec<f32> {
-        Self { c: self.o, o: self.c, ..*self }.winograd(dy, &self.turned(w))
+        Self { c: self.o, o: self.c, x_row: self.y_row, y_row: self.x_row, ..*self }.winograd(dy, &self.turned(w), Then::default())
     }
 
     /// The gradient of `w`.
     pub(super) fn winograd_weight(&self, x: &[f32], dy: &[f32]) -> Vec<f32> {
         let (c, o) = (self.c, self.o);
-        assert!(
-            x.len() == self.n * self.h * self.w * c && dy.len() == self.n * self.h * self.w * o,
-            "a convolution's tensors have its shape"
-        );
+        assert!(self.holds(x.len(), dy.len()), "a convolution's tensors have its shape");
         let size = PLACES * c * o;
         if size * PARTS <= SMALL {
             return with_scratch(size * PARTS, |du| {
                 du.par_chunks_mut(size).enumerate().for_each(|(part, du)| self.weight_part(x, dy, part, du));
                 let (total, parts) = du.split_at_mut(size);
                 for part in parts.chunks_exact(size) {
-                    total.iter_mut().zip(part).for_each(|(t, p)| *t += p);
+                    vectorised!(add(total, part));
                 }
                 Self::weights_back(total)
             });
@@ -368,7 +385,7 @@ impl Conv {
     /// The tiles `from..to` of image and gradient, transformed: `[36, tiles, c]` and `[36, tiles, o]`.
     fn transform_both(&self, x: &[f32], dy: &[f32], from: usize, to: usize, v: &mut [f32], e: &mut [f32]) {
         let (c, o, count) = (self.c, self.o, to - from);
-        let (image, result) = (Tiles::new(self, c), Tiles::new(self, o));
+        let (image, result) = (Tiles::new(self, c, self.x_row), Tiles::new(self, o, self.y_row));
         let (v, e) = (Shared(v.as_mut_ptr()), Shared(e.as_mut_ptr()));
         (0..count).into_par_iter().with_min_len(16).for_each(|j| {
             // SAFETY: both buffers hold 36 times `count` tiles, j is below `count`, and no other task has it.
@@ -389,7 +406,7 @@ impl Conv {
             let count = to - from;
             with_scratch(PLACES * count * (c + o), |scratch| {
                 let (v, e) = scratch.split_at_mut(PLACES * count * c);
-                let (image, result) = (Tiles::new(self, c), Tiles::new(self, o));
+                let (image, result) = (Tiles::new(self, c, self.x_row), Tiles::new(self, o, self.y_row));
                 for_lanes!(V => for j in 0..count {
                     // SAFETY: both buffers hold 36 times `count` tiles, and j is below `count`.
                     unsafe {
@@ -447,12 +464,15 @@ mod tests {
     fn winograd_is_the_plain_convolution() {
         for (n, h, w, c, o) in [(2, 8, 8, 16, 32), (3, 7, 5, 32, 16), (1, 1, 3, 16, 16), (2, 4, 6, 160, 256), (9, 13, 14, 64, 48)] {
             let (kh, kw, stride, pad, groups) = (3, 3, [1; 2], [1; 4], 1);
-            let exact = Conv { n, h, w, c, o, kh, kw, stride, pad, groups, fast: false };
+            let exact = Conv { n, h, w, c, o, kh, kw, stride, pad, groups, fast: false, x_row: c, y_row: o };
             let fast = Conv { fast: true, ..exact };
             assert!(fast.is_winograd() && !exact.is_winograd());
             let draw = |name: &str, count| Stream::new(1, name).normals(count);
             let (x, k, dy) = (draw("x", n * h * w * c), draw("k", 9 * c * o), draw("dy", n * h * w * o));
-            near(&fast.forward(&x, &k, None), &exact.forward(&x, &k, None));
+            let bias = draw("bias", o);
+            for then in [Then::default(), Then { bias: Some(&bias), relu: false }, Then { bias: Some(&bias), relu: true }] {
+                near(&fast.forward(&x, &k, then), &exact.forward(&x, &k, then));
+            }
             near(&fast.backward_input(&dy, &k), &exact.backward_input(&dy, &k));
             near(&fast.backward_weight(&x, &dy), &exact.backward_weight(&x, &dy));
         }

@@ -2,12 +2,12 @@
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 
-use crate::nn::math::{erf, exp, map, map2, sigmoid, tanh};
+use crate::nn::math::{map, map2, normal, sigmoid, tanh};
 use crate::nn::storage::{gradient, output, slice, with};
 use crate::nn::tape::apply1;
 
 /// A function of one value and its derivative.
-trait Scalar: Send + Sync {
+pub(super) trait Scalar: Send + Sync {
     const NAME: &'static str;
     fn value(x: f32) -> f32;
     fn slope(x: f32) -> f32;
@@ -48,7 +48,7 @@ impl Scalar for Relu {
     }
 }
 
-struct Silu;
+pub(super) struct Silu;
 impl Scalar for Silu {
     const NAME: &'static str = "silu";
     #[inline(always)]
@@ -79,18 +79,17 @@ impl Scalar for Gelu {
     }
 }
 
-struct GeluErf;
+pub(super) struct GeluErf;
 impl Scalar for GeluErf {
     const NAME: &'static str = "gelu_erf";
     #[inline(always)]
     fn value(x: f32) -> f32 {
-        0.5 * x * (1.0 + erf(x * std::f32::consts::FRAC_1_SQRT_2))
+        x * normal(x).0
     }
     #[inline(always)]
     fn slope(x: f32) -> f32 {
-        /// 1/√(2π).
-        const DENSITY: f32 = 0.398_942_3;
-        0.5 * (1.0 + erf(x * std::f32::consts::FRAC_1_SQRT_2)) + x * DENSITY * exp(-0.5 * x * x)
+        let (share, density) = normal(x);
+        share + x * density
     }
 }
 

@@ -7,6 +7,7 @@ use std::sync::{Arc, OnceLock};
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
+use crate::nn::kernel::add;
 use crate::nn::simd::vectorised;
 use crate::nn::storage::{gradient, output, slice, unwritten, with};
 use crate::nn::tape::{apply2, apply3, join};
@@ -36,7 +37,9 @@ impl Moments {
             .map(|x| {
                 let (mut mean, mut squares) = (vec![0.0; c], vec![0.0; c]);
                 vectorised!({
-                    x.chunks_exact(c).for_each(|row| mean.iter_mut().zip(row).for_each(|(m, v)| *m += v));
+                    for row in x.chunks_exact(c) {
+                        add(&mut mean, row);
+                    }
                     let share = 1.0 / (x.len() / c) as f32;
                     mean.iter_mut().for_each(|m| *m *= share);
                     for row in x.chunks_exact(c) {

@@ -21,7 +21,9 @@ fn by_row(x: &[f32], b: &[f32], f: impl Fn(f32, f32) -> f32 + Sync) -> Vec<f32> 
     let mut y = unsafe { unwritten(x.len()) };
     y.par_chunks_mut(size).zip(x.par_chunks(size)).for_each(|(y, x)| {
         vectorised!(for (y, x) in y.chunks_exact_mut(b.len()).zip(x.chunks_exact(b.len())) {
-            y.iter_mut().zip(x).zip(b).for_each(|((y, x), b)| *y = f(*x, *b));
+            for ((y, x), b) in y.iter_mut().zip(x).zip(b) {
+                *y = f(*x, *b);
+            }
         });
     });
     y
@@ -78,52 +80,77 @@ pub fn scale(x: &Tensor, s: &Tensor) -> Result<Tensor> {
     rows("scale", x, s, true)
 }
 
-/// `x · s` with a factor for every channel of every sample.
+/// `x · s`, or `x + s`, with a value for every channel of every sample.
 struct Samples {
+    product: bool,
     /// Values of a sample.
     size: usize,
     c: usize,
 }
 
 impl Samples {
-    fn product(&self, x: &[f32], s: &[f32]) -> Vec<f32> {
-        let mut y = vec![0.0; x.len()];
+    fn each(&self, x: &[f32], s: &[f32], f: impl Fn(f32, f32) -> f32 + Sync) -> Vec<f32> {
+        assert!(x.len() * self.c == s.len() * self.size, "`samples` has compared the shapes");
+        // SAFETY: the chunks below are whole samples, all of y, and each is written whole.
+        let mut y = unsafe { unwritten(x.len()) };
         y.par_chunks_mut(self.size).zip(x.par_chunks(self.size)).zip(s.par_chunks(self.c)).for_each(|((y, x), s)| {
             vectorised!(for (y, x) in y.chunks_exact_mut(self.c).zip(x.chunks_exact(self.c)) {
-                y.iter_mut().zip(x).zip(s).for_each(|((y, x), s)| *y = x * s);
+                for ((y, x), s) in y.iter_mut().zip(x).zip(s) {
+                    *y = f(*x, *s);
+                }
             });
         });
         y
     }
 }
 
+impl Samples {
+    /// Of every channel of every sample the sum of `f(x, dy)` over the pixels.
+    fn sums(&self, x: &[f32], dy: &[f32], count: usize, f: impl Fn(f32, f32) -> f32 + Sync) -> Vec<f32> {
+        let mut ds = vec![0.0; count];
+        ds.par_chunks_mut(self.c).zip(x.par_chunks(self.size)).zip(dy.par_chunks(self.size)).for_each(|((ds, x), dy)| {
+            vectorised!(for (x, dy) in x.chunks_exact(self.c).zip(dy.chunks_exact(self.c)) {
+                for ((ds, x), dy) in ds.iter_mut().zip(x).zip(dy) {
+                    *ds += f(*x, *dy);
+                }
+            });
+        });
+        ds
+    }
+}
+
 impl CustomOp2 for Samples {
     fn name(&self) -> &'static str {
-        "scale_samples"
+        if self.product { "scale_samples" } else { "add_samples" }
     }
 
     fn cpu_fwd(&self, x: &CpuStorage, lx: &Layout, s: &CpuStorage, ls: &Layout) -> Result<(CpuStorage, Shape)> {
-        output(self.product(slice(x, lx)?, slice(s, ls)?), lx.shape().clone())
+        let (x, s) = (slice(x, lx)?, slice(s, ls)?);
+        output(if self.product { self.each(x, s, |x, s| x * s) } else { self.each(x, s, |x, s| x + s) }, lx.shape().clone())
     }
 
     fn bwd(&self, x: &Tensor, s: &Tensor, _: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        with(dy, |dy| {
-            let dx = || gradient(with(s, |s| Ok(self.product(dy, s)))?, x);
-            let ds = || {
-                let mut ds = vec![0.0; s.elem_count()];
-                with(x, |x| {
-                    ds.par_chunks_mut(self.c).zip(x.par_chunks(self.size)).zip(dy.par_chunks(self.size)).for_each(|((ds, x), dy)| {
-                        vectorised!(for (x, dy) in x.chunks_exact(self.c).zip(dy.chunks_exact(self.c)) {
-                            ds.iter_mut().zip(x).zip(dy).for_each(|((ds, x), dy)| *ds += x * dy);
-                        });
-                    });
-                    Ok(())
-                })?;
-                gradient(ds, s)
-            };
-            Ok((x.track_op().then(dx).transpose()?, s.track_op().then(ds).transpose()?))
-        })
+        let dx = || match self.product {
+            false => Ok(dy.clone()),
+            true => with(dy, |dy| gradient(with(s, |s| Ok(self.each(dy, s, |d, s| d * s)))?, x)),
+        };
+        let ds = || {
+            let ds = with(dy, |dy| match self.product {
+                false => Ok(self.sums(dy, dy, s.elem_count(), |_, d| d)),
+                true => with(x, |x| Ok(self.sums(x, dy, s.elem_count(), |x, d| x * d))),
+            })?;
+            gradient(ds, s)
+        };
+        Ok((x.track_op().then(dx).transpose()?, s.track_op().then(ds).transpose()?))
     }
+}
+
+fn samples(name: &str, x: &Tensor, s: &Tensor, product: bool) -> Result<Tensor> {
+    let (n, c) = (x.dim(0)?, x.dim(candle_core::D::Minus1)?);
+    if x.elem_count() == 0 || s.dims() != [n, c] {
+        bail!("{name}: values {:?} for every channel of every sample do not fit {:?}", s.shape(), x.shape());
+    }
+    apply2(x, s, Samples { product, size: x.elem_count() / n, c })
 }
 
 /// `x` `[n, …, c]` with every channel of every sample times its factor in `s` `[n, c]`.
@@ -131,9 +158,13 @@ impl CustomOp2 for Samples {
 /// # Errors
 /// If the shapes do not fit.
 pub fn scale_samples(x: &Tensor, s: &Tensor) -> Result<Tensor> {
-    let (n, c) = (x.dim(0)?, x.dim(candle_core::D::Minus1)?);
-    if x.elem_count() == 0 || s.dims() != [n, c] {
-        bail!("scale_samples: factors {:?} do not fit {:?}", s.shape(), x.shape());
-    }
-    apply2(x, s, Samples { size: x.elem_count() / n, c })
+    samples("scale_samples", x, s, true)
+}
+
+/// `x` `[n, …, c]` with every channel of every sample moved by its value in `s` `[n, c]`.
+///
+/// # Errors
+/// If the shapes do not fit.
+pub fn add_samples(x: &Tensor, s: &Tensor) -> Result<Tensor> {
+    samples("add_samples", x, s, false)
 }

@@ -2,42 +2,50 @@
 
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
-use crate::nn::kernel::{Conv, column_sums};
+use crate::nn::kernel::{Conv, Then, column_sums, masked_with_sums};
 use crate::nn::storage::{gradient, output, slice, with};
 use crate::nn::tape::{apply2, apply3};
 
-struct Conv2d(Conv);
+struct Conv2d {
+    conv: Conv,
+    /// A ReLU at the end.
+    relu: bool,
+}
 
 impl Conv2d {
     fn run(&self, x: &[f32], w: &[f32], bias: Option<&[f32]>) -> Result<(CpuStorage, Shape)> {
-        let conv = self.0;
-        output(conv.forward(x, w, bias), (conv.n, conv.out_h(), conv.out_w(), conv.o))
+        let conv = self.conv;
+        output(conv.forward(x, w, Then { bias, relu: self.relu }), (conv.n, conv.out_h(), conv.out_w(), conv.o))
     }
 
+    /// Gradients of x and w, given that of the sums.
     fn gradients(&self, x: &Tensor, w: &Tensor, dy: &[f32]) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let dx = if x.track_op() { Some(gradient(with(w, |w| Ok(self.0.backward_input(dy, w)))?, x)?) } else { None };
-        let dw = if w.track_op() { Some(gradient(with(x, |x| Ok(self.0.backward_weight(x, dy)))?, w)?) } else { None };
+        let dx = if x.track_op() { Some(gradient(with(w, |w| Ok(self.conv.backward_input(dy, w)))?, x)?) } else { None };
+        let dw = if w.track_op() { Some(gradient(with(x, |x| Ok(self.conv.backward_weight(x, dy)))?, w)?) } else { None };
         Ok((dx, dw))
     }
 }
 
 impl CustomOp2 for Conv2d {
     fn name(&self) -> &'static str {
-        "conv2d"
+        if self.relu { "conv2d with relu" } else { "conv2d" }
     }
 
     fn cpu_fwd(&self, x: &CpuStorage, lx: &Layout, w: &CpuStorage, lw: &Layout) -> Result<(CpuStorage, Shape)> {
         self.run(slice(x, lx)?, slice(w, lw)?, None)
     }
 
-    fn bwd(&self, x: &Tensor, w: &Tensor, _: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        with(dy, |dy| self.gradients(x, w, dy))
+    fn bwd(&self, x: &Tensor, w: &Tensor, y: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        with(dy, |dy| match self.relu {
+            false => self.gradients(x, w, dy),
+            true => self.gradients(x, w, &with(y, |y| Ok(masked_with_sums(y, dy, self.conv.o).0))?),
+        })
     }
 }
 
 impl CustomOp3 for Conv2d {
     fn name(&self) -> &'static str {
-        "conv2d"
+        if self.relu { "conv2d with bias and relu" } else { "conv2d with bias" }
     }
 
     fn cpu_fwd(
@@ -52,10 +60,18 @@ impl CustomOp3 for Conv2d {
         self.run(slice(x, lx)?, slice(w, lw)?, Some(slice(b, lb)?))
     }
 
-    fn bwd(&self, x: &Tensor, w: &Tensor, b: &Tensor, _: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+    fn bwd(&self, x: &Tensor, w: &Tensor, b: &Tensor, y: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         with(dy, |dy| {
+            let (masked, sums);
+            let dy = if self.relu {
+                (masked, sums) = with(y, |y| Ok(masked_with_sums(y, dy, self.conv.o)))?;
+                &masked
+            } else {
+                sums = if b.track_op() { column_sums(dy, self.conv.o) } else { Vec::new() };
+                dy
+            };
             let (dx, dw) = self.gradients(x, w, dy)?;
-            let db = if b.track_op() { Some(gradient(column_sums(dy, self.0.o), b)?) } else { None };
+            let db = if b.track_op() { Some(gradient(sums, b)?) } else { None };
             Ok((dx, dw, db))
         })
     }
@@ -106,6 +122,18 @@ impl Window {
 /// # Errors
 /// If the shapes do not fit.
 pub fn conv(x: &Tensor, w: &Tensor, bias: Option<&Tensor>, window: Window) -> Result<Tensor> {
+    apply(x, w, bias, window, false)
+}
+
+/// [`conv`] and then ReLU, in one pass.
+///
+/// # Errors
+/// If the shapes do not fit.
+pub fn conv_relu(x: &Tensor, w: &Tensor, bias: Option<&Tensor>, window: Window) -> Result<Tensor> {
+    apply(x, w, bias, window, true)
+}
+
+fn apply(x: &Tensor, w: &Tensor, bias: Option<&Tensor>, window: Window, relu: bool) -> Result<Tensor> {
     let (n, h, width, c) = x.dims4()?;
     let (kh, kw, wc, o) = w.dims4()?;
     let Window { stride, pad, groups, fast } = window;
@@ -120,7 +148,7 @@ pub fn conv(x: &Tensor, w: &Tensor, bias: Option<&Tensor>, window: Window) -> Re
     if !fits || x.elem_count() == 0 {
         bail!("conv: kernels {:?} with {window:?} do not fit images {:?}", w.shape(), x.shape());
     }
-    let op = Conv2d(Conv { n, h, w: width, c, o, kh, kw, stride, pad, groups, fast });
+    let op = Conv2d { conv: Conv { n, h, w: width, c, o, kh, kw, stride, pad, groups, fast, x_row: c, y_row: o }, relu };
     match bias {
         None => apply2(x, w, op),
         Some(bias) if bias.dims() == [o] => apply3(x, w, bias, op),

@@ -1,5 +1,4 @@
-//! Layer normalisation, the same to the bit as a group norm of one pixel and one group. Its sums run over single rows, in their order and in
-//! double precision, each waiting for the one before: so those of several rows are taken beside each other.
+//! Layer normalisation: each row by itself. Sums run over fixed lanes, so that every machine adds in the same order.
 #![allow(unsafe_code, reason = "results that are written whole need not be filled with zeros first")]
 
 use rayon::prelude::*;
@@ -8,66 +7,74 @@ use crate::nn::kernel::add_up;
 use crate::nn::simd::vectorised;
 use crate::nn::storage::unwritten;
 
-/// Rows whose sums run beside each other.
-const BESIDE: usize = 8;
+/// Sums that run beside each other.
+const LANES: usize = 16;
 /// Rows that one task takes forward.
 const ROWS: usize = 64;
 
-/// Of each of `BESIDE` rows the sum of `f(row, column)`; rows from `count` on are copies of the first.
+/// What each row was normalised with: its mean and one over its deviation.
+pub type Moments = Vec<[f32; 2]>;
+
+/// The sum of `f` of two rows' values, in double precision over the lanes.
 #[inline(always)]
-fn sums(c: usize, count: usize, f: impl Fn(usize, usize) -> f32) -> [f32; BESIDE] {
-    let rows: [usize; BESIDE] = std::array::from_fn(|r| if r < count { r } else { 0 });
-    let mut totals = [0.0f64; BESIDE];
-    for i in 0..c {
-        for (total, row) in totals.iter_mut().zip(rows) {
-            *total += f64::from(f(row, i));
+fn sum(a: &[f32], b: &[f32], f: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut sums = [0.0f32; LANES];
+    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
+    for (a, b) in a.iter().zip(b) {
+        for lane in 0..LANES {
+            sums[lane] += f(a[lane], b[lane]);
         }
     }
-    totals.map(|total| total as f32)
+    for ((a, b), sum) in a_rest.iter().zip(b_rest).zip(&mut sums) {
+        *sum += f(*a, *b);
+    }
+    sums.iter().map(|sum| f64::from(*sum)).sum::<f64>() as f32
 }
 
-/// Means and one over the deviations of up to `BESIDE` rows.
+/// Mean first, then the squares of what is left: no cancellation.
 #[inline(always)]
-fn moments(x: &[f32], c: usize, eps: f32) -> ([f32; BESIDE], [f32; BESIDE]) {
-    let count = x.len() / c;
-    let mean = sums(c, count, |row, i| x[row * c + i]).map(|sum| sum / c as f32);
-    let squares = sums(c, count, |row, i| (x[row * c + i] - mean[row]) * (x[row * c + i] - mean[row]));
-    (mean, squares.map(|s| 1.0 / (s / c as f32 + eps).sqrt()))
+fn moments(x: &[f32], eps: f32) -> [f32; 2] {
+    let c = x.len() as f32;
+    let mean = sum(x, x, |x, _| x) / c;
+    let squares = sum(x, x, |x, _| (x - mean) * (x - mean));
+    [mean, 1.0 / (squares / c + eps).sqrt()]
 }
 
 /// The rows of `x`, normalised, scaled and shifted.
-pub fn forward(x: &[f32], gamma: &[f32], beta: &[f32], eps: f32) -> Vec<f32> {
+pub fn forward(x: &[f32], gamma: &[f32], beta: &[f32], eps: f32) -> (Vec<f32>, Moments) {
     let c = gamma.len();
     assert!(beta.len() == c && x.len().is_multiple_of(c), "`apply` has compared the shapes");
     // SAFETY: the chunks below are all of y, in whole rows, and each is written whole.
     let mut y = unsafe { unwritten(x.len()) };
-    y.par_chunks_mut(ROWS * c).zip(x.par_chunks(ROWS * c)).for_each(|(y, x)| {
-        vectorised!(for (y, x) in y.chunks_mut(BESIDE * c).zip(x.chunks(BESIDE * c)) {
-            let (mean, rstd) = moments(x, c, eps);
-            for (row, (y, x)) in y.chunks_exact_mut(c).zip(x.chunks_exact(c)).enumerate() {
-                for (((y, x), g), b) in y.iter_mut().zip(x).zip(gamma).zip(beta) {
-                    let scale = g * rstd[row];
-                    *y = x * scale + (b - mean[row] * scale);
-                }
+    let mut all = vec![[0.0; 2]; x.len() / c];
+    y.par_chunks_mut(ROWS * c).zip(x.par_chunks(ROWS * c)).zip(all.par_chunks_mut(ROWS)).for_each(|((y, x), all)| {
+        vectorised!(for ((y, x), kept) in y.chunks_exact_mut(c).zip(x.chunks_exact(c)).zip(all) {
+            let [mean, rstd] = moments(x, eps);
+            *kept = [mean, rstd];
+            for (((y, x), g), b) in y.iter_mut().zip(x).zip(gamma).zip(beta) {
+                *y = (x - mean) * rstd * g + b;
             }
         });
     });
-    y
+    (y, all)
 }
 
 /// Gradients of x, gamma and beta; those of `together` rows are one sum.
-pub fn backward(x: &[f32], gamma: &[f32], dy: &[f32], eps: f32, together: usize) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
+pub fn backward(x: &[f32], gamma: &[f32], dy: &[f32], moments: &[[f32; 2]], together: usize) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
     let c = gamma.len();
-    assert!(dy.len() == x.len() && x.len().is_multiple_of(c), "`apply` has compared the shapes");
+    assert!(dy.len() == x.len() && x.len() == moments.len() * c, "`apply` has compared the shapes");
     // SAFETY: the chunks below are all of dx, in whole rows, and each is written whole.
     let mut dx = unsafe { unwritten(x.len()) };
     let size = together * c;
     let parts: Vec<(Vec<f32>, Vec<f32>)> = (dx.par_chunks_mut(size).zip(x.par_chunks(size)).zip(dy.par_chunks(size)))
-        .map(|((dx, x), dy)| {
+        .zip(moments.par_chunks(together))
+        .map(|(((dx, x), dy), moments)| {
             let (mut dgamma, mut dbeta) = (vec![0.0; c], vec![0.0; c]);
-            vectorised!(for ((dx, x), dy) in dx.chunks_mut(BESIDE * c).zip(x.chunks(BESIDE * c)).zip(dy.chunks(BESIDE * c)) {
-                some(dx, x, dy, gamma, eps, &mut dgamma, &mut dbeta);
-            });
+            vectorised!(
+                for (((dx, x), dy), moments) in dx.chunks_exact_mut(c).zip(x.chunks_exact(c)).zip(dy.chunks_exact(c)).zip(moments) {
+                    row_back(dx, x, dy, gamma, *moments, &mut dgamma, &mut dbeta);
+                }
+            );
             (dgamma, dbeta)
         })
         .collect();
@@ -75,25 +82,19 @@ pub fn backward(x: &[f32], gamma: &[f32], dy: &[f32], eps: f32, together: usize)
     (dx, add_up(dgamma), add_up(dbeta))
 }
 
-/// [`backward`] of up to `BESIDE` rows.
+/// [`backward`] of one row.
 #[inline(always)]
-fn some(dx: &mut [f32], x: &[f32], dy: &[f32], gamma: &[f32], eps: f32, dgamma: &mut [f32], dbeta: &mut [f32]) {
-    let c = gamma.len();
-    let count = x.len() / c;
-    let (mean, rstd) = moments(x, c, eps);
-    let weighted = sums(c, count, |row, i| dy[row * c + i] * (x[row * c + i] - mean[row]) * rstd[row] * gamma[i]);
-    let plain = sums(c, count, |row, i| dy[row * c + i] * gamma[i]);
-    for (row, ((dx, x), dy)) in dx.chunks_exact_mut(c).zip(x.chunks_exact(c)).zip(dy.chunks_exact(c)).enumerate() {
-        let (mean, rstd) = (mean[row], rstd[row]);
-        // dx = dy·a + x·b + e, with a by channel.
-        let b = -weighted[row] / c as f32 * rstd * rstd;
-        let e = -plain[row] / c as f32 * rstd - mean * b;
-        for (((dx, x), dy), g) in dx.iter_mut().zip(x).zip(dy).zip(gamma) {
-            *dx = dy * (g * rstd) + x * b + e;
-        }
-        for (((tg, tb), x), dy) in dgamma.iter_mut().zip(dbeta.iter_mut()).zip(x).zip(dy) {
-            *tg += dy * (x - mean) * rstd;
-            *tb += dy;
-        }
+fn row_back(dx: &mut [f32], x: &[f32], dy: &[f32], gamma: &[f32], [mean, rstd]: [f32; 2], dgamma: &mut [f32], dbeta: &mut [f32]) {
+    let c = gamma.len() as f32;
+    // g = dy·gamma, and g once more weighed by x̂.
+    for ((((dx, x), dy), g), (tg, tb)) in dx.iter_mut().zip(x).zip(dy).zip(gamma).zip(dgamma.iter_mut().zip(dbeta.iter_mut())) {
+        *dx = dy * g;
+        *tg += dy * ((x - mean) * rstd);
+        *tb += dy;
+    }
+    let plain = sum(dx, dx, |g, _| g) / c * rstd;
+    let weighted = sum(dx, x, |g, x| g * (x - mean)) / c * rstd * rstd * rstd;
+    for (dx, x) in dx.iter_mut().zip(x) {
+        *dx = *dx * rstd - plain - (x - mean) * weighted;
     }
 }

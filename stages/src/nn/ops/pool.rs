@@ -7,6 +7,7 @@ use std::sync::OnceLock;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
+use crate::nn::kernel::add;
 use crate::nn::simd::vectorised;
 use crate::nn::storage::{gradient, output, slice, unwritten, with};
 use crate::nn::tape::apply1;
@@ -119,8 +120,14 @@ impl CustomOp1 for GlobalAvgPool {
         let n = x.len() / (self.pixels * c);
         let mut y = vec![0.0; n * c];
         y.par_chunks_mut(c).zip(x.par_chunks(self.pixels * c)).for_each(|(y, x)| {
-            x.chunks_exact(c).for_each(|x| y.iter_mut().zip(x).for_each(|(y, x)| *y += x));
-            y.iter_mut().for_each(|y| *y /= self.pixels as f32);
+            vectorised!({
+                for x in x.chunks_exact(c) {
+                    add(y, x);
+                }
+                for y in y {
+                    *y /= self.pixels as f32;
+                }
+            });
         });
         output(y, (n, c))
     }
@@ -130,7 +137,11 @@ impl CustomOp1 for GlobalAvgPool {
         let mut dx = vec![0.0; x.elem_count()];
         with(dy, |dy| {
             dx.par_chunks_mut(self.pixels * c).zip(dy.par_chunks(c)).for_each(|(dx, dy)| {
-                dx.chunks_exact_mut(c).for_each(|dx| dx.iter_mut().zip(dy).for_each(|(dx, dy)| *dx = dy / self.pixels as f32));
+                vectorised!(for dx in dx.chunks_exact_mut(c) {
+                    for (dx, dy) in dx.iter_mut().zip(dy) {
+                        *dx = dy / self.pixels as f32;
+                    }
+                });
             });
             Ok(())
         })?;
@@ -175,11 +186,11 @@ impl CustomOp1 for Upsample2 {
         let mut dx = vec![0.0; x.elem_count()];
         with(dy, |dy| {
             dx.par_chunks_mut(w * c).zip(dy.par_chunks(4 * w * c)).for_each(|(dx, dy)| {
-                for (j, dx) in dx.chunks_exact_mut(c).enumerate() {
+                vectorised!(for (j, dx) in dx.chunks_exact_mut(c).enumerate() {
                     for place in [2 * j, 2 * j + 1, 2 * (w + j), 2 * (w + j) + 1] {
-                        dx.iter_mut().zip(&dy[place * c..][..c]).for_each(|(dx, dy)| *dx += dy);
+                        add(dx, &dy[place * c..][..c]);
                     }
-                }
+                });
             });
             Ok(())
         })?;
@@ -194,4 +205,62 @@ impl CustomOp1 for Upsample2 {
 pub fn upsample2(x: &Tensor) -> Result<Tensor> {
     let (_, h, w, c) = x.dims4()?;
     apply1(x, Upsample2 { h, w, c })
+}
+
+/// Every pixel's channels become a 2×2 square of pixels.
+struct PixelShuffle2 {
+    w: usize,
+    /// Channels of the result.
+    c: usize,
+}
+
+impl PixelShuffle2 {
+    /// Calls `f(large, small)` with where each run of `c` values begins in the large image's two rows and in the row of squares.
+    fn runs(&self, mut f: impl FnMut(usize, usize)) {
+        for j in 0..self.w {
+            for place in 0..4 {
+                f(((place / 2) * 2 * self.w + 2 * j + place % 2) * self.c, (4 * j + place) * self.c);
+            }
+        }
+    }
+}
+
+impl CustomOp1 for PixelShuffle2 {
+    fn name(&self) -> &'static str {
+        "pixel_shuffle2"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, lx: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (n, h, w, _) = lx.shape().dims4()?;
+        let (x, c, row) = (slice(x, lx)?, self.c, 4 * self.w * self.c);
+        let mut y = vec![0.0; x.len()];
+        y.par_chunks_mut(row).zip(x.par_chunks(row)).for_each(|(y, x)| {
+            self.runs(|large, small| y[large..large + c].copy_from_slice(&x[small..small + c]));
+        });
+        output(y, (n, 2 * h, 2 * w, c))
+    }
+
+    fn bwd(&self, x: &Tensor, _: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
+        let (c, row) = (self.c, 4 * self.w * self.c);
+        let mut dx = vec![0.0; x.elem_count()];
+        with(dy, |dy| {
+            dx.par_chunks_mut(row).zip(dy.par_chunks(row)).for_each(|(dx, dy)| {
+                self.runs(|large, small| dx[small..small + c].copy_from_slice(&dy[large..large + c]));
+            });
+            Ok(())
+        })?;
+        gradient(dx, x).map(Some)
+    }
+}
+
+/// `[n, h, w, 4·c]` to `[n, 2·h, 2·w, c]`: a pixel's channels, in four parts, are the pixels of a 2×2 square.
+///
+/// # Errors
+/// If the channels are no multiple of 4.
+pub fn pixel_shuffle2(x: &Tensor) -> Result<Tensor> {
+    let (_, _, w, c) = x.dims4()?;
+    if c == 0 || !c.is_multiple_of(4) {
+        bail!("pixel_shuffle2: {c} channels are no multiple of 4");
+    }
+    apply1(x, PixelShuffle2 { w, c: c / 4 })
 }

@@ -27,7 +27,9 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
             sums[l] += a[l] * b[l];
         }
     }
-    a_rest.iter().zip(b_rest).zip(&mut sums).for_each(|((a, b), s)| *s += a * b);
+    for ((a, b), s) in a_rest.iter().zip(b_rest).zip(&mut sums) {
+        *s += a * b;
+    }
     sums.iter().sum()
 }
 
@@ -46,7 +48,9 @@ impl RmsNorm {
                 let mut dgamma = vec![0.0; d];
                 vectorised!(for ((dx, x), dy) in dx.chunks_exact_mut(d).zip(x.chunks_exact(d)).zip(dy.chunks_exact(d)) {
                     let r = self.rrms(x);
-                    dx.iter_mut().zip(dy).zip(gamma).for_each(|((dx, dy), g)| *dx = dy * g);
+                    for ((dx, dy), g) in dx.iter_mut().zip(dy).zip(gamma) {
+                        *dx = dy * g;
+                    }
                     let k = r * r * r * dot(dx, x) / d as f32;
                     for (((dx, x), dy), t) in dx.iter_mut().zip(x).zip(dy).zip(&mut dgamma) {
                         *dx = *dx * r - x * k;
@@ -72,7 +76,9 @@ impl CustomOp2 for RmsNorm {
         y.par_chunks_mut(ROWS * d).zip(x.par_chunks(ROWS * d)).for_each(|(y, x)| {
             vectorised!(for (y, x) in y.chunks_exact_mut(d).zip(x.chunks_exact(d)) {
                 let r = self.rrms(x);
-                y.iter_mut().zip(x).zip(gamma).for_each(|((y, x), g)| *y = x * r * g);
+                for ((y, x), g) in y.iter_mut().zip(x).zip(gamma) {
+                    *y = x * r * g;
+                }
             });
         });
         output(y, lx.shape().clone())

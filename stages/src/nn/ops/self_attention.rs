@@ -1,18 +1,26 @@
-//! Attention of tokens to each other, its queries, keys and values read where one product has put them.
+//! Attention: of tokens to each other, whose queries, keys and values are read where one product has put them, and of tokens to others.
 
 use std::sync::OnceLock;
 
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use crate::nn::kernel::{Matrix, gemm, with_scratch};
 use crate::nn::math::exp;
 use crate::nn::simd::vectorised;
 use crate::nn::storage::{gradient, output, slice, with};
-use crate::nn::tape::apply1;
+use crate::nn::tape::{apply1, apply3};
 
 /// Sums that run beside each other: a fixed number, so that every machine adds in the same order.
 const LANES: usize = 16;
+
+/// One head of one sample: `t` queries to `s` keys, of `d` channels.
+#[derive(Clone, Copy)]
+struct Head {
+    t: usize,
+    s: usize,
+    d: usize,
+}
 
 struct SelfAttention {
     tokens: usize,
@@ -23,29 +31,102 @@ struct SelfAttention {
     weights: OnceLock<Vec<f32>>,
 }
 
+/// The values of a row put together over fixed lanes.
 #[inline(always)]
-fn lanes(values: impl Iterator<Item = f32>, join: impl Fn(f32, f32) -> f32, start: f32) -> f32 {
+fn lanes(row: &[f32], join: impl Fn(f32, f32) -> f32, start: f32) -> f32 {
     let mut kept = [start; LANES];
-    for (i, v) in values.enumerate() {
-        kept[i % LANES] = join(kept[i % LANES], v);
+    let (blocks, rest) = row.as_chunks::<LANES>();
+    for block in blocks {
+        for lane in 0..LANES {
+            kept[lane] = join(kept[lane], block[lane]);
+        }
     }
-    kept.into_iter().fold(start, join)
+    for (kept, value) in kept.iter_mut().zip(rest) {
+        *kept = join(*kept, *value);
+    }
+    let mut all = start;
+    for value in kept {
+        all = join(all, value);
+    }
+    all
+}
+
+/// Σ a·b over fixed lanes.
+#[inline(always)]
+fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let mut sums = [0.0; LANES];
+    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
+    for (a, b) in a.iter().zip(b) {
+        for lane in 0..LANES {
+            sums[lane] += a[lane] * b[lane];
+        }
+    }
+    for ((a, b), sum) in a_rest.iter().zip(b_rest).zip(&mut sums) {
+        *sum += a * b;
+    }
+    let mut all = 0.0;
+    for sum in sums {
+        all += sum;
+    }
+    all
 }
 
 /// Softmax of `scale · row`.
 #[inline(always)]
 fn softmax(row: &mut [f32], scale: f32) {
-    let max = lanes(row.iter().copied(), f32::max, f32::NEG_INFINITY);
-    row.iter_mut().for_each(|v| *v = exp((*v - max) * scale));
-    let share = 1.0 / lanes(row.iter().copied(), |a, b| a + b, 0.0);
-    row.iter_mut().for_each(|v| *v *= share);
+    let max = lanes(row, |a, b| if b > a { b } else { a }, f32::NEG_INFINITY);
+    for v in row.iter_mut() {
+        *v = exp((*v - max) * scale);
+    }
+    let share = 1.0 / lanes(row, |a, b| a + b, 0.0);
+    for v in row {
+        *v *= share;
+    }
 }
 
 /// From the gradient of a softmax `p` that of its logits, in place, times `scale`.
 #[inline(always)]
 fn softmax_back(p: &[f32], row: &mut [f32], scale: f32) {
-    let dot = lanes(p.iter().zip(&*row).map(|(p, d)| p * d), |a, b| a + b, 0.0);
-    row.iter_mut().zip(p).for_each(|(d, p)| *d = p * (*d - dot) * scale);
+    let dot = dot(p, row);
+    for (d, p) in row.iter_mut().zip(p) {
+        *d = p * (*d - dot) * scale;
+    }
+}
+
+impl Head {
+    fn scale(self) -> f32 {
+        1.0 / (self.d as f32).sqrt()
+    }
+
+    /// The softmax into `p` `[t, s]`, the result into `y`, whose rows are `ldy` apart.
+    fn forward(self, [q, k, v]: [Matrix<'_>; 3], p: &mut [f32], y: &mut [f32], ldy: usize) {
+        let Self { t, s, d } = self;
+        gemm(t, s, d, p, s, false, q, k.t());
+        vectorised!(for row in p.chunks_exact_mut(s) {
+            softmax(row, self.scale());
+        });
+        gemm(t, d, s, y, ldy, false, Matrix::new(p, s), v);
+    }
+
+    /// The gradients of queries (0), keys (1) and values (2): `into(which, rows, inner, a, b)` puts the product `a·b` where that one goes.
+    fn backward<'a>(
+        self,
+        [q, k, v]: [Matrix<'a>; 3],
+        p: &[f32],
+        dy: Matrix<'_>,
+        mut into: impl FnMut(usize, usize, usize, Matrix<'_>, Matrix<'_>),
+    ) {
+        let Self { t, s, d } = self;
+        into(2, s, t, Matrix::new(p, s).t(), dy);
+        with_scratch(t * s, |ds| {
+            gemm(t, s, d, ds, s, false, dy, v.t());
+            vectorised!(for (ds, p) in ds.chunks_exact_mut(s).zip(p.chunks_exact(s)) {
+                softmax_back(p, ds, self.scale());
+            });
+            into(0, t, s, Matrix::new(ds, s), k);
+            into(1, s, t, Matrix::new(ds, s).t(), q);
+        });
+    }
 }
 
 impl SelfAttention {
@@ -53,8 +134,8 @@ impl SelfAttention {
         self.heads * self.d
     }
 
-    fn scale(&self) -> f32 {
-        1.0 / (self.d as f32).sqrt()
+    fn head(&self) -> Head {
+        Head { t: self.tokens, s: self.tokens, d: self.d }
     }
 
     /// Queries, keys and values of one head of one sample.
@@ -69,10 +150,7 @@ impl SelfAttention {
         (y.par_chunks_mut(t * c).zip(weights.par_chunks_mut(self.heads * t * t)).zip(qkv.par_chunks(3 * t * c))).for_each(
             |((y, weights), qkv)| {
                 for (head, p) in weights.chunks_exact_mut(t * t).enumerate() {
-                    let [q, k, v] = self.parts(qkv, head);
-                    gemm(t, t, d, p, t, false, q, k.t());
-                    vectorised!(p.chunks_exact_mut(t).for_each(|row| softmax(row, self.scale())));
-                    gemm(t, d, t, &mut y[head * d..], c, false, Matrix::new(p, t), v);
+                    self.head().forward(self.parts(qkv, head), p, &mut y[head * d..], c);
                 }
             },
         );
@@ -89,17 +167,8 @@ impl SelfAttention {
             .for_each(|(((dqkv, qkv), dy), weights)| {
                 for (head, p) in weights.chunks_exact(t * t).enumerate() {
                     let ([q, k, v], dy) = (self.parts(qkv, head), Matrix::new(&dy[head * d..], c));
-                    let mut into = |part: usize, a: Matrix<'_>, b: Matrix<'_>| {
-                        gemm(t, d, t, &mut dqkv[part * c + head * d..], 3 * c, false, a, b);
-                    };
-                    into(2, Matrix::new(p, t).t(), dy);
-                    with_scratch(t * t, |ds| {
-                        gemm(t, t, d, ds, t, false, dy, v.t());
-                        vectorised!(for (ds, p) in ds.chunks_exact_mut(t).zip(p.chunks_exact(t)) {
-                            softmax_back(p, ds, self.scale());
-                        });
-                        into(0, Matrix::new(ds, t), k);
-                        into(1, Matrix::new(ds, t).t(), q);
+                    self.head().backward([q, k, v], p, dy, |part, rows, inner, a, b| {
+                        gemm(rows, d, inner, &mut dqkv[part * c + head * d..], 3 * c, false, a, b);
                     });
                 }
             });
@@ -133,4 +202,95 @@ pub fn self_attention(qkv: &Tensor, heads: usize) -> Result<Tensor> {
         bail!("self_attention: {:?} does not hold queries, keys and values of {heads} heads", qkv.shape());
     }
     apply1(qkv, SelfAttention { tokens, heads, d: width / 3 / heads, weights: OnceLock::new() })
+}
+
+/// Attention of tokens to others.
+struct Attention {
+    heads: usize,
+    head: Head,
+    /// The softmax of every head of every sample, `[n, heads, t, s]`.
+    weights: OnceLock<Vec<f32>>,
+}
+
+impl Attention {
+    fn width(&self) -> usize {
+        self.heads * self.head.d
+    }
+
+    /// Queries, keys and values of one head of one sample.
+    fn parts<'a>(&self, [q, k, v]: [&'a [f32]; 3], head: usize) -> [Matrix<'a>; 3] {
+        [q, k, v].map(|x| Matrix::new(&x[head * self.head.d..], self.width()))
+    }
+
+    fn forward(&self, q: &[f32], k: &[f32], v: &[f32]) -> Vec<f32> {
+        let (Head { t, s, d }, c) = (self.head, self.width());
+        let (mut y, mut weights) = (vec![0.0; q.len()], vec![0.0; q.len() / c * self.heads * s]);
+        (y.par_chunks_mut(t * c).zip(weights.par_chunks_mut(self.heads * t * s)))
+            .zip(q.par_chunks(t * c).zip(k.par_chunks(s * c)).zip(v.par_chunks(s * c)))
+            .for_each(|((y, weights), ((q, k), v))| {
+                for (head, p) in weights.chunks_exact_mut(t * s).enumerate() {
+                    self.head.forward(self.parts([q, k, v], head), p, &mut y[head * d..], c);
+                }
+            });
+        // A second forward pass of one op does not happen: every call makes its own.
+        let _ = self.weights.set(weights);
+        y
+    }
+
+    fn backward(&self, q: &[f32], k: &[f32], v: &[f32], weights: &[f32], dy: &[f32]) -> [Vec<f32>; 3] {
+        let (Head { t, s, d }, c) = (self.head, self.width());
+        let (mut dq, mut dk, mut dv) = (vec![0.0; q.len()], vec![0.0; k.len()], vec![0.0; v.len()]);
+        (dq.par_chunks_mut(t * c).zip(dk.par_chunks_mut(s * c)).zip(dv.par_chunks_mut(s * c)))
+            .zip(q.par_chunks(t * c).zip(k.par_chunks(s * c)).zip(v.par_chunks(s * c)))
+            .zip(weights.par_chunks(self.heads * t * s).zip(dy.par_chunks(t * c)))
+            .for_each(|((((dq, dk), dv), ((q, k), v)), (weights, dy))| {
+                for (head, p) in weights.chunks_exact(t * s).enumerate() {
+                    let dy = Matrix::new(&dy[head * d..], c);
+                    self.head.backward(self.parts([q, k, v], head), p, dy, |part, rows, inner, a, b| {
+                        let to = [&mut *dq, &mut *dk, &mut *dv].into_iter().nth(part).map(|to| &mut to[head * d..]);
+                        if let Some(to) = to {
+                            gemm(rows, d, inner, to, c, false, a, b);
+                        }
+                    });
+                }
+            });
+        [dq, dk, dv]
+    }
+}
+
+impl CustomOp3 for Attention {
+    fn name(&self) -> &'static str {
+        "attention"
+    }
+
+    fn cpu_fwd(
+        &self,
+        q: &CpuStorage,
+        lq: &Layout,
+        k: &CpuStorage,
+        lk: &Layout,
+        v: &CpuStorage,
+        lv: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        output(self.forward(slice(q, lq)?, slice(k, lk)?, slice(v, lv)?), lq.shape().clone())
+    }
+
+    fn bwd(&self, q: &Tensor, k: &Tensor, v: &Tensor, _: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let Some(weights) = self.weights.get() else { bail!("attention: backward before forward") };
+        let [dq, dk, dv] = with(q, |q0| with(k, |k0| with(v, |v0| with(dy, |dy| Ok(self.backward(q0, k0, v0, weights, dy))))))?;
+        Ok((Some(gradient(dq, q)?), Some(gradient(dk, k)?), Some(gradient(dv, v)?)))
+    }
+}
+
+/// Attention with several heads: softmax(q·kᵀ / √d)·v with d channels a head; `q` `[b, t, c]`, `k` and `v` `[b, s, c]`, result `[b, t, c]`.
+///
+/// # Errors
+/// If `c` is no multiple of `heads`, or the shapes do not fit.
+pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize) -> Result<Tensor> {
+    let (b, t, c) = q.dims3()?;
+    let s = k.dim(1)?;
+    if heads == 0 || c % heads != 0 || k.dims() != v.dims() || k.dims() != [b, s, c] || q.elem_count() * s == 0 {
+        bail!("attention: {heads} heads, {:?}, {:?} and {:?} do not fit", q.shape(), k.shape(), v.shape());
+    }
+    apply3(q, k, v, Attention { heads, head: Head { t, s, d: c / heads }, weights: OnceLock::new() })
 }

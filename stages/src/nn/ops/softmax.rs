@@ -1,9 +1,8 @@
-//! Softmax and attention.
+//! Softmax.
 
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::linear::matmul;
 use crate::nn::math::exp;
 use crate::nn::storage::{gradient, output, slice, with};
 use crate::nn::tape::apply1;
@@ -69,22 +68,4 @@ impl CustomOp1 for Softmax {
 pub fn softmax(x: &Tensor) -> Result<Tensor> {
     let width = x.dim(candle_core::D::Minus1)?;
     apply1(x, Softmax { width })
-}
-
-/// Attention with several heads: softmax(q·kᵀ / √d)·v with d channels a head; `q` `[b, t, c]`, `k` and `v` `[b, s, c]`, result `[b, t, c]`.
-///
-/// # Errors
-/// If `c` is no multiple of `heads`, or the shapes do not fit.
-pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize) -> Result<Tensor> {
-    let (b, t, c) = q.dims3()?;
-    let s = k.dim(1)?;
-    if heads == 0 || c % heads != 0 || k.dims() != v.dims() || k.dims() != [b, s, c] {
-        bail!("attention: {heads} heads, {:?}, {:?} and {:?} do not fit", q.shape(), k.shape(), v.shape());
-    }
-    let d = c / heads;
-    let split = |x: &Tensor, n: usize| x.reshape((b, n, heads, d))?.transpose(1, 2)?.contiguous()?.reshape((b * heads, n, d));
-    let (q, k, v) = if heads == 1 { (q.clone(), k.clone(), v.clone()) } else { (split(q, t)?, split(k, s)?, split(v, s)?) };
-    let weights = softmax(&matmul(&q, &k, true)?.affine(1.0 / (d as f64).sqrt(), 0.0)?)?;
-    let out = matmul(&weights, &v, false)?;
-    if heads == 1 { Ok(out) } else { out.reshape((b, heads, t, d))?.transpose(1, 2)?.contiguous()?.reshape((b, t, c)) }
 }

@@ -5,6 +5,7 @@ use std::sync::OnceLock;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
+use crate::nn::kernel::add;
 use crate::nn::simd::vectorised;
 use crate::nn::storage::{gradient, output, slice, with};
 use crate::nn::tape::apply1;
@@ -41,6 +42,34 @@ impl Side {
     }
 }
 
+/// Where the pixels of a window begin, row by row.
+struct Pixels {
+    y: usize,
+    x: usize,
+    left: usize,
+    right: usize,
+    bottom: usize,
+    row: usize,
+    c: usize,
+}
+
+impl Iterator for Pixels {
+    type Item = usize;
+
+    #[inline(always)]
+    fn next(&mut self) -> Option<usize> {
+        if self.x >= self.right {
+            self.x = self.left;
+            self.y += 1;
+        }
+        if self.y >= self.bottom || self.left >= self.right {
+            return None;
+        }
+        self.x += 1;
+        Some((self.y * self.row + self.x - 1) * self.c)
+    }
+}
+
 /// The windows of a pool.
 struct Windows {
     down: Side,
@@ -59,12 +88,11 @@ impl Windows {
 
     /// Calls `f(window, pixels)` for every window, `pixels` giving where its values begin in the image.
     #[inline(always)]
-    fn each(&self, mut f: impl FnMut(usize, &mut dyn Iterator<Item = usize>)) {
+    fn each(&self, mut f: impl FnMut(usize, Pixels)) {
         let mut window = 0;
         for &(top, bottom) in &self.down.spans {
             for &(left, right) in &self.across.spans {
-                let mut pixels = (top..bottom).flat_map(|y| (left..right).map(move |x| (y * self.across.size + x) * self.c));
-                f(window, &mut pixels);
+                f(window, Pixels { y: top, x: left, left, right, bottom, row: self.across.size, c: self.c });
                 window += 1;
             }
         }
@@ -94,18 +122,20 @@ impl CustomOp1 for MaxPool {
         let mut y = vec![f32::NEG_INFINITY; x.len() / image * pooled];
         let mut largest = vec![0u8; y.len()];
         y.par_chunks_mut(pooled).zip(largest.par_chunks_mut(pooled)).zip(x.par_chunks(image)).for_each(|((y, largest), x)| {
-            windows.each(|window, pixels| {
-                let (y, largest) = (&mut y[window * c..][..c], &mut largest[window * c..][..c]);
-                for (place, pixel) in pixels.enumerate() {
-                    let x = &x[pixel..][..c];
-                    vectorised!(for ((y, l), x) in y.iter_mut().zip(largest.iter_mut()).zip(x) {
-                        // What is not a number stays, so that a diverged model is noticed.
-                        let more = *x > *y || x.is_nan();
-                        *y = if more { *x } else { *y };
-                        *l = if more { place as u8 } else { *l };
-                    });
+            vectorised!(windows.each(
+                #[inline(always)]
+                |window, pixels| {
+                    let (y, largest) = (&mut y[window * c..][..c], &mut largest[window * c..][..c]);
+                    for (place, pixel) in pixels.enumerate() {
+                        for ((y, l), x) in y.iter_mut().zip(largest.iter_mut()).zip(&x[pixel..][..c]) {
+                            // What is not a number stays, so that a diverged model is noticed.
+                            let more = *x > *y || x.is_nan();
+                            *y = if more { *x } else { *y };
+                            *l = if more { place as u8 } else { *l };
+                        }
+                    }
                 }
-            });
+            ));
         });
         // A second forward pass of one op does not happen: every call makes its own.
         let _ = self.largest.set(largest);
@@ -119,15 +149,17 @@ impl CustomOp1 for MaxPool {
         let mut dx = vec![0.0; x.elem_count()];
         with(dy, |dy| {
             dx.par_chunks_mut(image).zip(dy.par_chunks(pooled)).zip(largest.par_chunks(pooled)).for_each(|((dx, dy), largest)| {
-                windows.each(|window, pixels| {
-                    let (dy, largest) = (&dy[window * c..][..c], &largest[window * c..][..c]);
-                    for (place, pixel) in pixels.enumerate() {
-                        let dx = &mut dx[pixel..][..c];
-                        vectorised!(for ((dx, dy), l) in dx.iter_mut().zip(dy).zip(largest) {
-                            *dx += if *l == place as u8 { *dy } else { 0.0 };
-                        });
+                vectorised!(windows.each(
+                    #[inline(always)]
+                    |window, pixels| {
+                        let (dy, largest) = (&dy[window * c..][..c], &largest[window * c..][..c]);
+                        for (place, pixel) in pixels.enumerate() {
+                            for ((dx, dy), l) in dx[pixel..][..c].iter_mut().zip(dy).zip(largest) {
+                                *dx += if *l == place as u8 { *dy } else { 0.0 };
+                            }
+                        }
                     }
-                });
+                ));
             });
             Ok(())
         })?;
@@ -166,7 +198,7 @@ impl CustomOp1 for AvgPool {
                 let y = &mut y[window * c..][..c];
                 for pixel in pixels {
                     let x = &x[pixel..][..c];
-                    vectorised!(y.iter_mut().zip(x).for_each(|(y, x)| *y += x));
+                    vectorised!(add(y, x));
                 }
                 y.iter_mut().for_each(|y| *y *= weights[window]);
             });
@@ -185,7 +217,9 @@ impl CustomOp1 for AvgPool {
                     let (dy, weight) = (&dy[window * c..][..c], weights[window]);
                     for pixel in pixels {
                         let dx = &mut dx[pixel..][..c];
-                        vectorised!(dx.iter_mut().zip(dy).for_each(|(dx, dy)| *dx += dy * weight));
+                        vectorised!(for (dx, dy) in dx.iter_mut().zip(dy) {
+                            *dx += dy * weight;
+                        });
                     }
                 });
             });

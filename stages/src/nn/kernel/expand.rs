@@ -1,0 +1,78 @@
+//! Two convolutions of the same images, 1×1 and 3×3, whose results stand side by side (SqueezeNet's fire module): each is written where it
+//! belongs, and read there on the way back.
+#![allow(unsafe_code, reason = "results that are written whole need not be filled with zeros first")]
+
+use rayon::prelude::*;
+
+use super::conv::{Then, floor};
+use super::{Conv, Matrix, add_up, gemm, masked_with_sums, transposed, vectorised};
+use crate::nn::storage::unwritten;
+
+/// Pixels that one task takes.
+const PIXELS: usize = 512;
+/// Parts into which a sum over pixels is cut.
+const PARTS: usize = 8;
+
+/// Weights and biases: of the 1×1 kernels `[c, o]` and `[o]`, then of the 3×3 ones `[3, 3, c, o]` and `[o]`.
+pub type Weights<'a> = [&'a [f32]; 4];
+
+impl Conv {
+    /// This, a 3×3 convolution by Winograd's algorithm, as the second half of results twice as wide.
+    fn half(&self) -> Self {
+        Self { y_row: 2 * self.o, ..*self }
+    }
+
+    /// Whether [`expand`](Self::expand) can be used with this as its 3×3 convolution.
+    pub fn can_expand(&self) -> bool {
+        self.is_winograd()
+    }
+
+    /// The results of 1×1 kernels and of this convolution side by side, with bias and ReLU: `[n, h, w, 2·o]`.
+    pub fn expand(&self, x: &[f32], [w1, b1, w3, b3]: Weights<'_>) -> Vec<f32> {
+        let (c, o) = (self.c, self.o);
+        assert!(w1.len() == c * o && b1.len() == o && x.len() == self.pixels() * c, "the weights have the shape of the convolution");
+        // SAFETY: the first call writes the second half of every pixel, the loop the first one; neither reads.
+        let mut y = unsafe { unwritten(self.pixels() * 2 * o) };
+        self.half().winograd_into(x, w3, Then { bias: Some(b3), relu: true }, &mut y[o..]);
+        y.par_chunks_mut(PIXELS * 2 * o).zip(x.par_chunks(PIXELS * c)).for_each(|(y, x)| {
+            for y in y.chunks_exact_mut(2 * o) {
+                y[..o].copy_from_slice(b1);
+            }
+            gemm(x.len() / c, o, c, y, 2 * o, true, Matrix::new(x, c), Matrix::new(w1, o));
+            vectorised!(for y in y.chunks_exact_mut(2 * o) {
+                floor(&mut y[..o]);
+            });
+        });
+        y
+    }
+
+    /// The gradients of the images, if they are wanted, and of the weights, one after the other as [`Weights`] has them.
+    pub fn expand_back(&self, x: &[f32], weights: Weights<'_>, y: &[f32], dy: &[f32], wants_x: bool) -> (Option<Vec<f32>>, Vec<f32>) {
+        let (c, o, [w1, _, w3, _]) = (self.c, self.o, weights);
+        let (dy, db) = masked_with_sums(y, dy, 2 * o);
+        let dx = wants_x.then(|| {
+            let mut dx = self.half().winograd_input(&dy[o..], w3);
+            let wt = transposed(w1, c, o);
+            dx.par_chunks_mut(PIXELS * c).zip(dy.par_chunks(PIXELS * 2 * o)).for_each(|(dx, dy)| {
+                gemm(dx.len() / c, c, o, dx, c, true, Matrix::new(dy, 2 * o), Matrix::new(&wt, c));
+            });
+            dx
+        });
+        let chunks = self.pixels().div_ceil(PIXELS);
+        let parts = PARTS.min(chunks).max(1);
+        let sums = (0..parts)
+            .into_par_iter()
+            .map(|part| {
+                let mut sum = vec![0.0; c * o];
+                let (from, to) = (chunks * part / parts * PIXELS, (chunks * (part + 1) / parts * PIXELS).min(self.pixels()));
+                gemm(c, o, to - from, &mut sum, o, false, Matrix::new(&x[from * c..], c).t(), Matrix::new(&dy[from * 2 * o..], 2 * o));
+                sum
+            })
+            .collect();
+        let mut gradients = add_up(sums);
+        gradients.extend(&db[..o]);
+        gradients.extend(self.half().winograd_weight(x, &dy[o..]));
+        gradients.extend(&db[o..]);
+        (dx, gradients)
+    }
+}
