@@ -133,7 +133,7 @@ fn training_starts_from_what_was_imported() {
     set.write(&dir.path().join("data")).unwrap();
     let input = |path: &Path| vec![Input { path: path.to_path_buf(), labels: BTreeMap::new() }];
     let inputs = [("data".to_owned(), input(&dir.path().join("data"))), ("model".to_owned(), input(&out.path().join("model")))].into();
-    let outputs = ["model", "metrics"].map(|name| (name.to_owned(), dir.path().join(name))).into();
+    let outputs = ["model", "metrics", "epochs"].map(|name| (name.to_owned(), dir.path().join(name))).into();
     let kind = Kind::of::<RealAdaptation>();
     let frozen: Vec<String> = imported.config.units.iter().filter(|unit| *unit != "head").cloned().collect();
     let params = kind.check(&json!({"reinit_head": true, "steps": 2, "batch": 4, "freeze": frozen})).unwrap().params;

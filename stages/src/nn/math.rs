@@ -39,7 +39,7 @@ pub fn tanh(x: f32) -> f32 {
     1.0 - 2.0 / (exp(2.0 * x) + 1.0)
 }
 
-/// `Φ(x)`, the share of a normal distribution below x, and its density there, to 1e-7: Abramowitz and Stegun 7.1.26, whose one exponential
+/// `Φ(x)`, the share of a normal distribution below x, and its density there, to 3e-7: Abramowitz and Stegun 7.1.26, whose one exponential
 /// is the density's.
 #[inline(always)]
 pub fn normal(x: f32) -> (f32, f32) {
@@ -93,10 +93,10 @@ mod tests {
                 want += 0.5e-4 * (density(x) + density(x - 1e-4));
             }
             let (share, height) = normal(x as f32);
-            assert!((f64::from(share) - want).abs() < 2e-7, "Φ({x}) = {share}, not {want}");
+            assert!((f64::from(share) - want).abs() < 3e-7, "Φ({x}) = {share}, not {want}");
             assert!((f64::from(height) - density(x)).abs() < 1e-7, "the density at {x} is {height}");
             let below = normal(-x as f32).0;
-            assert!((f64::from(below) - (1.0 - want)).abs() < 2e-7, "Φ(-{x}) = {below}, not {}", 1.0 - want);
+            assert!((f64::from(below) - (1.0 - want)).abs() < 3e-7, "Φ(-{x}) = {below}, not {}", 1.0 - want);
         }
         assert!(normal(f32::NAN).0.is_nan());
     }
