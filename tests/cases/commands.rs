@@ -57,6 +57,8 @@ fn the_schema_is_json_and_names_every_kind() {
         "features",
         "generation",
         "generator-pretrain",
+        "hub-file",
+        "model-import",
         "prompting",
         "real-adaptation",
         "style-inversion",
