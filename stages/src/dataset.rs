@@ -2,7 +2,7 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use trestle_engine::stage::{Arity, Context, Format, InPort, OutPort, ParamError, Stage, StageError};
+use trestle_engine::stage::{Arity, Context, Format, InPort, OutPort, ParamError, Stage, StageError, Threads};
 
 use crate::data::source::{self, Column, Opened, Options, Part, SourceFormat};
 use crate::data::split::{Share, limit, split_labels};
@@ -136,6 +136,14 @@ impl Stage for Dataset {
         complain(params.limit_test.is_some() && !splits, "limit_test", "all images go into train: give `shots` or `test_fraction` too");
         complain(matches!(params.label_column, Column::Name(_)) && !params.header, "label_column", "a column's name needs `header: true`");
         out
+    }
+
+    /// Pictures are decoded by all threads; what is one file of values is read by one.
+    fn threads(params: &Params) -> Threads {
+        match params.format {
+            SourceFormat::Auto | SourceFormat::Folder | SourceFormat::Webdataset | SourceFormat::Parquet => Threads::MANY,
+            SourceFormat::Safetensors | SourceFormat::Idx | SourceFormat::Csv | SourceFormat::ImageSet => Threads::ONE,
+        }
     }
 
     fn run(params: &Params, cx: &mut Context<'_>) -> Result<(), StageError> {
