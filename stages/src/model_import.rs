@@ -95,7 +95,8 @@ impl Params {
 
 impl Stage for ModelImport {
     const KIND: &'static str = "model-import";
-    const VERSION: u32 = 1;
+    // 2: SqueezeNet's new head begins as torchvision's does.
+    const VERSION: u32 = 2;
     const ABOUT: &'static str = "A classifier from weights in a file: safetensors, PyTorch (both formats), pickled NumPy arrays";
     type Params = Params;
 
