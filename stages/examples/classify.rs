@@ -10,9 +10,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Instant;
 
-use trestle_stages::data::ImageSet;
 use trestle_stages::data::source::{Options, read};
 use trestle_stages::data::split::{Share, split};
+use trestle_stages::data::{ImageSet, Images};
 use trestle_stages::model::{Arch, Config, Model};
 use trestle_stages::train::{Augment, Length, Recipe, Row, Source, argmax, train};
 

@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use trestle_stages::data::source::{Options, read};
 use trestle_stages::data::split::{Share, split};
-use trestle_stages::data::{ClassPrompts, ImageSet, Prompts};
+use trestle_stages::data::{ClassPrompts, ImageSet, Images, Prompts};
 use trestle_stages::generator::Generator;
 use trestle_stages::model::{Arch, Config, Model};
 use trestle_stages::train::{Length, Recipe, Source};

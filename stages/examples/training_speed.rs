@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use candle_core::{Device, Tensor};
 use trestle_stages::Result;
-use trestle_stages::data::ImageSet;
+use trestle_stages::data::{ImageSet, Images};
 use trestle_stages::model::{Arch, Config, Model};
 use trestle_stages::nn::Params;
 use trestle_stages::nn::ops::{conv2d, cross_entropy, mse, relu};

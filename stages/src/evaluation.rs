@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use trestle_engine::stage::{Arity, Context, InPort, OutPort, ParamError, Progress, Stage, StageError, Threads};
 
-use crate::data::{ImageSet, write_json};
+use crate::data::{Images, Stored, write_json};
 use crate::error::{Error, Result};
 use crate::formats;
 use crate::model::Model;
@@ -69,7 +69,7 @@ fn rank(row: &[f32], label: usize) -> usize {
 }
 
 /// Counts `[true class][answer]`, and how many images have their class among the `k` likeliest.
-fn count(model: &Model, set: &ImageSet, params: &Params, mut report: impl FnMut(usize)) -> Result<(Vec<Vec<usize>>, usize)> {
+fn count(model: &Model, set: &dyn Images, params: &Params, mut report: impl FnMut(usize)) -> Result<(Vec<Vec<usize>>, usize)> {
     let classes = model.config.classes.len();
     let (mut confusion, mut among) = (vec![vec![0; classes]; classes], 0);
     let weights = model.params.frozen()?;
@@ -80,7 +80,7 @@ fn count(model: &Model, set: &ImageSet, params: &Params, mut report: impl FnMut(
             if row.iter().any(|v| !v.is_finite()) {
                 return Err(Error::argument(format!("the answer to image {i} is not finite: the model is damaged")));
             }
-            let label = set.labels[*i] as usize;
+            let label = set.labels()[*i] as usize;
             confusion[label][crate::train::argmax(row)] += 1;
             among += usize::from(rank(row, label) < params.top_k);
         }
@@ -163,7 +163,7 @@ impl Stage for Evaluation {
     fn run(params: &Params, cx: &mut Context<'_>) -> Result<(), StageError> {
         let model = Model::read(cx.input("model")?)?;
         let path = cx.input("data")?.to_path_buf();
-        let set = ImageSet::read(&path)?;
+        let set = Stored::open(&path)?;
         model.config.expect_size(&set, &path)?;
         model.config.expect_classes(&set, &path)?;
         if set.is_empty() {

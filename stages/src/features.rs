@@ -12,7 +12,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use trestle_engine::stage::{Arity, Context, InPort, OutPort, ParamError, Progress, Stage, StageError, Threads};
 
-use crate::data::{ImageSet, read_json, write_json};
+use crate::data::{Images, Stored, read_json, write_json};
 use crate::error::{Error, Result};
 use crate::formats;
 use crate::model::Model;
@@ -48,8 +48,8 @@ impl Meta {
     /// Of the first `units` of a model, and of a set.
     ///
     /// # Errors
-    /// If a tensor cannot be read.
-    pub fn of(model: &Model, units: usize, set: &ImageSet) -> Result<Self> {
+    /// If a tensor or an image cannot be read.
+    pub fn of(model: &Model, units: usize, set: &dyn Images) -> Result<Self> {
         let units: Vec<String> = model.config.units.iter().take(units).cloned().collect();
         let mut weights = blake3::Hasher::new();
         for (name, _) in model.params.iter().filter(|(name, _)| units.iter().any(|unit| unit == model.unit_of(name))) {
@@ -57,11 +57,15 @@ impl Meta {
             let bytes: Vec<u8> = model.params.values(name)?.iter().flat_map(|v| v.to_le_bytes()).collect();
             weights.update(&bytes);
         }
-        let mut images = blake3::Hasher::new();
-        for side in [set.meta.height, set.meta.width, set.meta.channels] {
+        let (mut images, meta) = (blake3::Hasher::new(), set.meta());
+        for side in [meta.height, meta.width, meta.channels] {
             images.update(&(side as u64).to_le_bytes());
         }
-        images.update(&set.images);
+        let mut image = vec![0; set.pixels()];
+        for i in 0..set.len() {
+            set.copy(i, &mut image)?;
+            images.update(&image);
+        }
         Ok(Self { units, weights: weights.finalize().to_string(), images: images.finalize().to_string() })
     }
 }
@@ -71,7 +75,7 @@ impl Features {
     ///
     /// # Errors
     /// If the set is empty, or does not fit the model.
-    pub fn compute(model: &Model, units: usize, set: &ImageSet, batch: usize, mut report: impl FnMut(usize)) -> Result<Self> {
+    pub fn compute(model: &Model, units: usize, set: &dyn Images, batch: usize, mut report: impl FnMut(usize)) -> Result<Self> {
         let meta = Meta::of(model, units, set)?;
         let weights = model.frozen(&model.config.units)?;
         let indices: Vec<usize> = (0..set.len()).collect();
@@ -205,7 +209,7 @@ impl Stage for FeaturesStage {
 
     fn run(params: &Params, cx: &mut Context<'_>) -> Result<(), StageError> {
         let (model, path) = (Model::read(cx.input("model")?)?, cx.input("data")?.to_path_buf());
-        let set = ImageSet::read(&path)?;
+        let set = Stored::open(&path)?;
         model.config.expect_size(&set, &path)?;
         let units = &model.config.units;
         let Some(last) = units.iter().position(|unit| *unit == params.until) else {

@@ -6,7 +6,9 @@
 
 use trestle_engine::stage::{Arity, Context, InPort, OutPort, ParamError, Stage, StageError, Threads};
 
-use crate::data::ImageSet;
+use std::sync::Arc;
+
+use crate::data::{Images, Joined, Stored};
 use crate::error::Result as StagesResult;
 use crate::formats;
 use crate::model::Arch;
@@ -31,13 +33,13 @@ training_params! {
 }
 
 /// The sets of an input, one after the other.
-fn read_all(cx: &Context<'_>) -> StagesResult<Option<ImageSet>> {
-    let mut all: Option<ImageSet> = None;
+fn open_all(cx: &Context<'_>) -> StagesResult<Option<Arc<dyn Images>>> {
+    let mut all: Option<Arc<dyn Images>> = None;
     for input in cx.inputs("data") {
-        let set = ImageSet::read(&input.path)?;
+        let set: Arc<dyn Images> = Arc::new(Stored::open(&input.path)?);
         all = Some(match all {
             None => set,
-            Some(all) => all.concat(&set).map_err(|e| crate::Error::data(&input.path, e))?,
+            Some(all) => Arc::new(Joined::new(all, set).map_err(|e| crate::Error::data(&input.path, e))?),
         });
     }
     Ok(all)
@@ -83,32 +85,32 @@ impl Stage for RealAdaptation {
     }
 
     fn run(params: &Params, cx: &mut Context<'_>) -> Result<(), StageError> {
-        let set = read_all(cx)?.ok_or_else(|| StageError::new("input `data` is not connected"))?;
+        let set = open_all(cx)?.ok_or_else(|| StageError::new("input `data` is not connected"))?;
         let start = Start { arch: params.arch, width: params.width, reinit_head: params.reinit_head, seed: params.seed };
-        let model = start.model(&set, cx.input("data")?, cx.optional("model"), &params.freeze)?;
+        let model = start.model(set.as_ref(), cx.input("data")?, cx.optional("model"), &params.freeze)?;
         let recipe = params.recipe();
-        let extra = match cx.optional("extra") {
+        let extra: Option<Arc<dyn Images>> = match cx.optional("extra") {
             None => None,
             Some(path) => {
-                let extra = ImageSet::read(path)?;
+                let extra = Stored::open(path)?;
                 model.config.expect_size(&extra, path)?;
                 model.config.expect_classes(&extra, path)?;
-                Some(extra)
+                Some(Arc::new(extra))
             }
         };
         let features = match (cx.optional("features"), &extra) {
             (None, _) => None,
-            (Some(dir), None) => Some(train::features(dir, &model, &set, &recipe)?),
+            (Some(dir), None) => Some(train::features(dir, &model, set.as_ref(), &recipe)?),
             (Some(_), Some(_)) => return Err(StageError::new("`features` are of `data` alone; leave out `features` or `extra`")),
         };
         let parts = Parts::new(set, features, &recipe, params.seed)?;
-        let set = &parts.train.0;
+        let set = parts.train.0.as_ref();
         let union;
         let sources = match (&extra, params.mix) {
             (None, _) => vec![Source { set, share: 1.0 }],
-            (Some(extra), Some(mix)) => vec![Source { set, share: 1.0 - mix }, Source { set: extra, share: mix }],
+            (Some(extra), Some(mix)) => vec![Source { set, share: 1.0 - mix }, Source { set: extra.as_ref(), share: mix }],
             (Some(extra), None) => {
-                union = set.concat(extra)?;
+                union = Joined::new(parts.train.0.clone(), extra.clone())?;
                 vec![Source { set: &union, share: 1.0 }]
             }
         };

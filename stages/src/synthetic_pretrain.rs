@@ -3,7 +3,9 @@
 
 use trestle_engine::stage::{Arity, Context, InPort, OutPort, ParamError, Stage, StageError, Threads};
 
-use crate::data::ImageSet;
+use std::sync::Arc;
+
+use crate::data::{Images, Stored};
 use crate::formats;
 use crate::model::Arch;
 use crate::train::{self, Every, Parts, Source, Start, training_params};
@@ -56,12 +58,12 @@ impl Stage for SyntheticPretrain {
 
     fn run(params: &Params, cx: &mut Context<'_>) -> Result<(), StageError> {
         let path = cx.input("data")?.to_path_buf();
-        let set = ImageSet::read(&path)?;
+        let set: Arc<dyn Images> = Arc::new(Stored::open(&path)?);
         let start = Start { arch: params.arch, width: params.width, reinit_head: params.reinit_head, seed: params.seed };
-        let model = start.model(&set, &path, cx.optional("model"), &params.freeze)?;
+        let model = start.model(set.as_ref(), &path, cx.optional("model"), &params.freeze)?;
         let recipe = params.recipe();
         let parts = Parts::new(set, None, &recipe, params.seed)?;
-        let sources = [Source { set: &parts.train.0, share: 1.0 }];
+        let sources = [Source { set: parts.train.0.as_ref(), share: 1.0 }];
         train::run(parts.training(&sources, &recipe, params.seed), Every::of(params.checkpoint_every), model, cx)
     }
 }

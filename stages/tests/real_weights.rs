@@ -5,7 +5,7 @@
 use std::path::PathBuf;
 
 use candle_core::Tensor;
-use trestle_stages::data::{Filter, ImageSet, Normalisation};
+use trestle_stages::data::{Filter, ImageSet, Images, Normalisation};
 use trestle_stages::model::weights::File;
 use trestle_stages::model::{Arch, Import, Model};
 

@@ -205,7 +205,7 @@ def main():
     images, labels, _ = read(args.test)
     correct = right_answers(net, images, labels)
     folder = pathlib.Path(args.scores)
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     scores = {"top1": correct / len(images), "count": len(images), "correct": correct}
     (folder / "scores.json").write_text(json.dumps(scores))
     print(f"{correct} of {len(images)} right")

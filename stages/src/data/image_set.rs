@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::classes::{Classes, check_names, read_json, write_json};
 use super::resize::{Filter, resize};
+use super::stored::Images;
 use crate::error::{Error, Result};
 
 /// Name of the tensors' file in an image-set folder.
@@ -75,6 +76,41 @@ pub struct Meta {
     pub styles: Option<Vec<String>>,
 }
 
+impl Meta {
+    /// Bytes of one image.
+    pub fn pixels(&self) -> usize {
+        self.height * self.width * self.channels
+    }
+
+    /// Complains about a size or names that make no sense.
+    pub(super) fn check(&self) -> Result<(), String> {
+        if self.layout != "NHWC" {
+            return Err(format!("layout is `{}`, not `NHWC`", self.layout));
+        }
+        if self.height == 0 || self.width == 0 || !matches!(self.channels, 1 | 3) {
+            return Err(format!(
+                "images of {}x{}x{} (height, width, channels): sides start at 1 and channels are 1 or 3",
+                self.height, self.width, self.channels
+            ));
+        }
+        check_names(&self.classes)
+    }
+
+    /// Of a set of this description followed by one of `other`; styles are those of this one.
+    pub(super) fn joined(&self, other: &Self) -> Result<Self, String> {
+        let size = |meta: &Self| (meta.height, meta.width, meta.channels);
+        if size(self) != size(other) {
+            return Err(format!("images of {:?} and of {:?} (height, width, channels) do not go into one set", size(self), size(other)));
+        }
+        if self.classes != other.classes {
+            return Err(format!("sets with the classes {:?} and {:?} do not go into one", self.classes, other.classes));
+        }
+        let source = if self.source == other.source { self.source.clone() } else { format!("{} + {}", self.source, other.source) };
+        let seed = self.seed.filter(|_| self.seed == other.seed);
+        Ok(Self { count: self.count + other.count, source, seed, ..self.clone() })
+    }
+}
+
 /// Labelled images of one size, channels last, 8 bits a channel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ImageSet {
@@ -121,22 +157,13 @@ impl ImageSet {
 
     fn check(&self) -> Result<(), String> {
         let meta = &self.meta;
-        if meta.layout != "NHWC" {
-            return Err(format!("layout is `{}`, not `NHWC`", meta.layout));
-        }
-        if meta.height == 0 || meta.width == 0 || !matches!(meta.channels, 1 | 3) {
-            return Err(format!(
-                "images of {}x{}x{} (height, width, channels): sides start at 1 and channels are 1 or 3",
-                meta.height, meta.width, meta.channels
-            ));
-        }
+        meta.check()?;
         if self.labels.len() != meta.count {
             return Err(format!("{} labels for {} images", self.labels.len(), meta.count));
         }
         if self.images.len() != meta.count * self.pixels() {
             return Err(format!("{} bytes for {} images of {} bytes each", self.images.len(), meta.count, self.pixels()));
         }
-        check_names(&meta.classes)?;
         check_labels("label", &self.labels, &meta.classes)?;
         match (&self.styles, &meta.styles) {
             (None, None) => Ok(()),
@@ -205,7 +232,7 @@ impl ImageSet {
 
     /// Bytes of one image.
     pub fn pixels(&self) -> usize {
-        self.meta.height * self.meta.width * self.meta.channels
+        self.meta.pixels()
     }
 
     /// The bytes `[h, w, c]` of image `index`.
@@ -225,18 +252,6 @@ impl ImageSet {
         counts
     }
 
-    /// The images at `indices` as `[n, h, w, c]` floats.
-    ///
-    /// # Errors
-    /// If an index is out of range.
-    pub fn to_f32(&self, indices: &[usize], normalisation: Normalisation) -> Result<Tensor> {
-        self.check_indices(indices)?;
-        let table: Vec<f32> = (0..=255).map(|byte| normalisation.float(byte)).collect();
-        let floats: Vec<f32> = indices.iter().flat_map(|&i| self.image(i)).map(|&byte| table[byte as usize]).collect();
-        let shape = (indices.len(), self.meta.height, self.meta.width, self.meta.channels);
-        Ok(Tensor::from_vec(floats, shape, &Device::Cpu)?)
-    }
-
     /// The labels at `indices` as `[n]`.
     ///
     /// # Errors
@@ -245,13 +260,6 @@ impl ImageSet {
         self.check_indices(indices)?;
         let labels: Vec<u32> = indices.iter().map(|&i| self.labels[i]).collect();
         Ok(Tensor::from_vec(labels, indices.len(), &Device::Cpu)?)
-    }
-
-    fn check_indices(&self, indices: &[usize]) -> Result<()> {
-        match indices.iter().find(|&&i| i >= self.len()) {
-            Some(i) => Err(Error::argument(format!("image {i} of a set of {}", self.len()))),
-            None => Ok(()),
-        }
     }
 
     /// The images at `indices`, in that order.
@@ -271,26 +279,14 @@ impl ImageSet {
     /// # Errors
     /// If sizes or classes differ.
     pub fn concat(&self, other: &Self) -> Result<Self> {
-        let size = |meta: &Meta| (meta.height, meta.width, meta.channels);
         let (a, b) = (&self.meta, &other.meta);
-        if size(a) != size(b) {
-            return Err(Error::argument(format!(
-                "images of {:?} and of {:?} (height, width, channels) do not go into one set",
-                size(a),
-                size(b)
-            )));
-        }
-        if a.classes != b.classes {
-            return Err(Error::argument(format!("sets with the classes {:?} and {:?} do not go into one", a.classes, b.classes)));
-        }
+        let joined = a.joined(b).map_err(Error::Argument)?;
         let styles = match (&self.styles, &other.styles) {
             (Some(x), Some(y)) if a.styles == b.styles => Some([x.as_slice(), y].concat()),
             _ => None,
         };
         let names = if styles.is_some() { a.styles.clone() } else { None };
-        let source = if a.source == b.source { a.source.clone() } else { format!("{} + {}", a.source, b.source) };
-        let seed = a.seed.filter(|_| a.seed == b.seed);
-        let meta = Meta { count: a.count + b.count, source, seed, styles: names, ..a.clone() };
+        let meta = Meta { styles: names, ..joined };
         Ok(Self {
             images: [self.images.as_slice(), &other.images].concat(),
             labels: [self.labels.as_slice(), &other.labels].concat(),

@@ -6,6 +6,7 @@ mod resize;
 pub mod source;
 pub mod split;
 mod stored;
+mod view;
 pub mod words;
 
 pub(crate) use classes::check_names;
@@ -14,3 +15,4 @@ pub(crate) use classes::{read_json, write_json};
 pub use image_set::{FILE, ImageSet, META, Meta, Normalisation};
 pub use resize::Filter;
 pub use stored::{Images, Stored, Writer};
+pub use view::{Joined, Selected};

@@ -1,18 +1,23 @@
 //! Image sets that stay on disk: written image by image, and read by index.
 
+use std::fmt::Debug;
 use std::fs::{self, File};
 use std::io::{BufReader, BufWriter, Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use candle_core::{Device, Tensor};
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 
-use super::image_set::{FILE, ImageSet, META, Meta, check_labels, luma};
+use super::image_set::{FILE, ImageSet, META, Meta, Normalisation, check_labels, luma};
 use super::{check_names, read_json, write_json};
 use crate::error::{Error, Result};
 
-/// Labelled images of one size by index: in memory ([`ImageSet`]) or on disk ([`Stored`]).
-pub trait Images: Sync {
+/// Labelled images of one size by index: in memory ([`ImageSet`]), on disk ([`Stored`]), or a view of such ([`Selected`], [`Joined`]).
+///
+/// [`Selected`]: super::Selected
+/// [`Joined`]: super::Joined
+pub trait Images: Debug + Send + Sync {
     /// Size and names.
     fn meta(&self) -> &Meta;
     /// The label of each image.
@@ -24,8 +29,40 @@ pub trait Images: Sync {
     fn copy(&self, index: usize, out: &mut [u8]) -> Result<()>;
     /// Bytes of one image.
     fn pixels(&self) -> usize {
-        let meta = self.meta();
-        meta.height * meta.width * meta.channels
+        self.meta().pixels()
+    }
+    /// How many images there are.
+    fn len(&self) -> usize {
+        self.meta().count
+    }
+    /// Whether there is none.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+    /// The images at `indices` as `[n, h, w, c]` floats.
+    ///
+    /// # Errors
+    /// If an index is out of range, or an image cannot be read.
+    fn to_f32(&self, indices: &[usize], normalisation: Normalisation) -> Result<Tensor> {
+        let table: Vec<f32> = (0..=255).map(|byte| normalisation.float(byte)).collect();
+        let mut floats = Vec::with_capacity(indices.len() * self.pixels());
+        let mut image = vec![0; self.pixels()];
+        for &index in indices {
+            self.copy(index, &mut image)?;
+            floats.extend(image.iter().map(|&byte| table[byte as usize]));
+        }
+        let Meta { height, width, channels, .. } = self.meta();
+        Ok(Tensor::from_vec(floats, (indices.len(), *height, *width, *channels), &Device::Cpu)?)
+    }
+    /// Complains about the first index that is out of range.
+    ///
+    /// # Errors
+    /// If there is one.
+    fn check_indices(&self, indices: &[usize]) -> Result<()> {
+        match indices.iter().find(|&&i| i >= self.len()) {
+            Some(i) => Err(Error::argument(format!("image {i} of a set of {}", self.len()))),
+            None => Ok(()),
+        }
     }
 }
 
@@ -39,18 +76,19 @@ impl Images for ImageSet {
     }
 
     fn copy(&self, index: usize, out: &mut [u8]) -> Result<()> {
-        expect(index, &self.meta, self.pixels(), out)?;
+        expect(index, &self.meta, out)?;
         out.copy_from_slice(self.image(index));
         Ok(())
     }
 }
 
-fn expect(index: usize, meta: &Meta, pixels: usize, out: &[u8]) -> Result<()> {
+/// Complains unless there is such an image, and `out` has its length.
+pub(super) fn expect(index: usize, meta: &Meta, out: &[u8]) -> Result<()> {
     if index >= meta.count {
         return Err(Error::argument(format!("image {index} of a set of {}", meta.count)));
     }
-    if out.len() != pixels {
-        return Err(Error::argument(format!("an image of {pixels} bytes into {}", out.len())));
+    if out.len() != meta.pixels() {
+        return Err(Error::argument(format!("an image of {} bytes into {}", meta.pixels(), out.len())));
     }
     Ok(())
 }
@@ -100,7 +138,7 @@ impl Stored {
         let mut bytes = vec![0; to - from];
         file.read_exact_at(&mut bytes, body + from as u64).map_err(Error::io(&path))?;
         let labels: Vec<u32> = bytes.as_chunks::<4>().0.iter().map(|b| u32::from_le_bytes(*b)).collect();
-        check_names(&meta.classes).and_then(|()| check_labels("label", &labels, &meta.classes)).map_err(wrong)?;
+        meta.check().and_then(|()| check_labels("label", &labels, &meta.classes)).map_err(wrong)?;
         Ok(Self { start: body + images.0 as u64, path, file, labels, meta })
     }
 }
@@ -115,8 +153,9 @@ impl Images for Stored {
     }
 
     fn copy(&self, index: usize, out: &mut [u8]) -> Result<()> {
-        expect(index, &self.meta, self.pixels(), out)?;
-        self.file.read_exact_at(out, self.start + (index * out.len()) as u64).map_err(Error::io(&self.path))
+        expect(index, &self.meta, out)?;
+        let place = self.start + (index * out.len()) as u64;
+        self.file.read_exact_at(out, place).map_err(|e| Error::data(&self.path, format!("image {index}: {e}")))
     }
 }
 

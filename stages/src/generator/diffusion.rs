@@ -5,7 +5,7 @@ use candle_core::{Device, Tensor};
 use super::artifact::Config;
 use super::schedule::{alpha, clamp, sigma};
 use super::{text, unet};
-use crate::data::{ImageSet, Normalisation};
+use crate::data::{ImageSet, Images, Normalisation};
 use crate::error::Result;
 use crate::nn::ops::mse;
 use crate::nn::params::Weights;

@@ -16,7 +16,7 @@ use candle_core::Tensor;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::data::{ImageSet, Normalisation, read_json, write_json};
+use crate::data::{Images, Normalisation, read_json, write_json};
 use crate::error::{Error, Result};
 use crate::nn::Params;
 use crate::nn::ops::Moments;
@@ -201,8 +201,8 @@ impl Config {
     ///
     /// # Errors
     /// If the architecture does not take images of that size, or the width is not a multiple of 8.
-    pub fn for_images(arch: Arch, width: usize, set: &ImageSet) -> Result<Self> {
-        let meta = &set.meta;
+    pub fn for_images(arch: Arch, width: usize, set: &dyn Images) -> Result<Self> {
+        let meta = set.meta();
         Self::new(arch, width, [meta.height, meta.width], meta.channels, meta.classes.clone())
     }
 
@@ -271,8 +271,8 @@ impl Config {
     ///
     /// # Errors
     /// Naming both sizes and the folder `place`.
-    pub fn expect_size(&self, set: &ImageSet, place: &Path) -> Result<()> {
-        let (wanted, found) = ((self.height, self.input_width, self.channels), (set.meta.height, set.meta.width, set.meta.channels));
+    pub fn expect_size(&self, set: &dyn Images, place: &Path) -> Result<()> {
+        let (wanted, found) = ((self.height, self.input_width, self.channels), (set.meta().height, set.meta().width, set.meta().channels));
         if wanted == found {
             return Ok(());
         }
@@ -284,8 +284,8 @@ impl Config {
     ///
     /// # Errors
     /// Naming the first label that differs and the folder `place`.
-    pub fn expect_classes(&self, set: &ImageSet, place: &Path) -> Result<()> {
-        let found = &set.meta.classes;
+    pub fn expect_classes(&self, set: &dyn Images, place: &Path) -> Result<()> {
+        let found = &set.meta().classes;
         if found.len() != self.classes.len() {
             return Err(Error::data(place, format!("{} classes, yet the model has {}", found.len(), self.classes.len())));
         }

@@ -1,6 +1,7 @@
 #![allow(clippy::unwrap_used)]
 
 use super::*;
+use crate::data::ImageSet;
 use crate::nn::gradcheck;
 use crate::nn::ops::cross_entropy;
 

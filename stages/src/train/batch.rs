@@ -39,7 +39,7 @@ impl<'a> Maker<'a> {
     /// Makes a batch, its images in parallel, each with random numbers of its own.
     ///
     /// # Errors
-    /// If a label is not below the model's number of classes.
+    /// If a label is not below the model's number of classes, or an image cannot be read.
     pub fn make(&self, drawn: &Drawn) -> Result<Batch> {
         let (count, config) = (drawn.images.len(), self.config);
         if let Some(features) = self.features {
@@ -51,10 +51,12 @@ impl<'a> Maker<'a> {
         let stream = self.augmenting.child(&drawn.step.to_string());
         let first = drawn.part * self.recipe.batch;
         let images = batch.pixels.par_chunks_exact_mut(size.0 * size.1 * size.2).zip(&drawn.images).enumerate();
-        images.for_each(|(i, (image, &(source, index)))| {
-            let bytes = self.sources[source].set.image(index);
+        images.try_for_each_init(Vec::new, |bytes, (i, (image, &(source, index)))| {
+            bytes.resize(image.len(), 0);
+            self.sources[source].set.copy(index, bytes)?;
             self.recipe.augment.image(bytes, image, size, config.normalisation, || stream.child(&(first + i).to_string()));
-        });
+            Ok::<_, Error>(())
+        })?;
         if let Some(mix) = &drawn.mix {
             mix.apply(&mut batch, size);
         }
@@ -67,9 +69,9 @@ impl<'a> Maker<'a> {
         let mut targets = vec![(smoothing / classes as f64) as f32; drawn.images.len() * classes];
         for (row, &(source, index)) in targets.chunks_exact_mut(classes).zip(&drawn.images) {
             let set = self.sources[source].set;
-            let label = set.labels[index] as usize;
+            let label = set.labels()[index] as usize;
             let Some(target) = row.get_mut(label) else {
-                let what = &set.meta.source;
+                let what = &set.meta().source;
                 return Err(Error::argument(format!("image {index} of `{what}` has label {label}, the model has {classes} classes")));
             };
             *target += (1.0 - smoothing) as f32;

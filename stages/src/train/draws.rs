@@ -1,6 +1,6 @@
 //! Which images each batch is made of, and how they are mixed: drawn from the seed alone, so that any step can be drawn again.
 
-use crate::data::ImageSet;
+use crate::data::Images;
 use crate::error::{Error, Result};
 use crate::rng::Stream;
 
@@ -11,7 +11,7 @@ use super::recipe::Recipe;
 #[derive(Debug, Clone, Copy)]
 pub struct Source<'a> {
     /// The images.
-    pub set: &'a ImageSet,
+    pub set: &'a dyn Images,
     /// Share of each batch; all shares together are 1.
     pub share: f64,
 }
@@ -64,12 +64,12 @@ enum Order {
 }
 
 impl Order {
-    fn new(set: &ImageSet, balanced: bool, stream: Stream) -> Self {
+    fn new(set: &dyn Images, balanced: bool, stream: Stream) -> Self {
         if !balanced {
             return Self::Plain(Shuffled::new((0..set.len()).collect(), stream));
         }
-        let mut members = vec![Vec::new(); set.meta.classes.len()];
-        set.labels.iter().enumerate().for_each(|(i, label)| members[*label as usize].push(i));
+        let mut members = vec![Vec::new(); set.meta().classes.len()];
+        set.labels().iter().enumerate().for_each(|(i, label)| members[*label as usize].push(i));
         // A class without images is never drawn.
         let present = (0..members.len()).filter(|&class| !members[class].is_empty()).collect();
         let of_class = |(class, members)| Shuffled::new(members, stream.child(&format!("class {class}")));
@@ -109,7 +109,7 @@ impl Draws {
             let count = if last { left } else { ((source.share * size as f64).round() as usize).min(left) };
             left -= count;
             if source.set.is_empty() || count == 0 {
-                let what = &source.set.meta.source;
+                let what = &source.set.meta().source;
                 return Err(Error::argument(format!(
                     "source {i} (`{what}`) gives no image to a batch of {size}: it holds {}",
                     source.set.len()

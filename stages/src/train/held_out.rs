@@ -3,8 +3,8 @@
 use super::log::Score;
 use super::recipe::EarlyStopping;
 use super::training::argmax;
-use crate::data::ImageSet;
-use crate::data::split::{Share, Split, split};
+use crate::data::Images;
+use crate::data::split::{Share, Split, split_labels};
 use crate::error::{Error, Result};
 use crate::features::Features;
 use crate::model::Model;
@@ -25,9 +25,9 @@ pub(super) struct Best {
 ///
 /// # Errors
 /// If no image would be held out, or none left.
-pub fn hold_out(set: &ImageSet, stopping: EarlyStopping, seed: u64) -> Result<Split> {
+pub fn hold_out(set: &dyn Images, stopping: EarlyStopping, seed: u64) -> Result<Split> {
     let seed = Stream::new(seed, "train/held out").bits();
-    let parts = split(set, Share::AllBut(stopping.holdout), seed)?;
+    let parts = split_labels(set.labels(), &set.meta().classes, Share::AllBut(stopping.holdout), seed)?;
     for (part, what) in [(&parts.test, "is held out"), (&parts.train, "is left to train on")] {
         if part.is_empty() {
             let message = format!("`early_stopping.holdout`: of {} images no share of {} {what}", set.len(), stopping.holdout);
@@ -38,7 +38,7 @@ pub fn hold_out(set: &ImageSet, stopping: EarlyStopping, seed: u64) -> Result<Sp
 }
 
 /// How well a model with these weights does on all images of a set, `batch` at a time; `features` are what its beginning makes of them.
-pub(super) fn score(model: &Model, weights: &dyn Weights, set: &ImageSet, features: Option<&Features>, batch: usize) -> Result<Score> {
+pub(super) fn score(model: &Model, weights: &dyn Weights, set: &dyn Images, features: Option<&Features>, batch: usize) -> Result<Score> {
     let indices: Vec<usize> = (0..set.len()).collect();
     let (mut loss, mut hits) = (0.0, 0);
     let classes = model.config.classes.len();
@@ -52,12 +52,12 @@ pub(super) fn score(model: &Model, weights: &dyn Weights, set: &ImageSet, featur
         };
         let mut targets = vec![0.0; part.len() * classes];
         for (row, &i) in targets.chunks_exact_mut(classes).zip(part) {
-            let label = set.labels[i] as usize;
+            let label = set.labels()[i] as usize;
             let target = row.get_mut(label).ok_or_else(|| Error::argument(format!("held-out image {i} has the label {label}")))?;
             *target = 1.0;
         }
         loss += f64::from(cross_entropy(&logits, &targets)?.to_scalar::<f32>()?) * part.len() as f64;
-        hits += logits.to_vec2::<f32>()?.iter().zip(part).filter(|(row, i)| argmax(row) == set.labels[**i] as usize).count();
+        hits += logits.to_vec2::<f32>()?.iter().zip(part).filter(|(row, i)| argmax(row) == set.labels()[**i] as usize).count();
     }
     Ok(Score { loss: loss / set.len() as f64, accuracy: hits as f64 / set.len() as f64 })
 }

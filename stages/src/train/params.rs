@@ -29,6 +29,9 @@ macro_rules! training_params {
                 milestones: Vec<f64>,
                 /// Of the schedule `step`: what the learning rate is multiplied with then.
                 gamma: f64,
+                /// Of the schedule `one-cycle`: least and largest momentum (β₁ of `adamw` and `lamb`), such as `[0.85, 0.95]`; it falls while the
+                /// learning rate rises, and the other way round. Without, it stays.
+                cycle_momentum: Option<[f64; 2]>,
                 /// Factors of the learning rate by unit, such as `{stem: 0.1}`; the other units have 1.
                 lr_scale: std::collections::BTreeMap<String, f64>,
                 /// Decay of the weights of convolutions and linear layers.

@@ -99,6 +99,8 @@ pub struct Recipe {
     pub milestones: Vec<f64>,
     /// Of the schedule `step`.
     pub gamma: f64,
+    /// Of the schedule `one-cycle`: least and largest momentum (β₁ of AdamW and LAMB), which goes against the learning rate.
+    pub cycle_momentum: Option<[f64; 2]>,
     /// Factors of the learning rate, by unit.
     pub lr_scale: BTreeMap<String, f64>,
     /// Decay of weights.
@@ -139,6 +141,7 @@ impl Default for Recipe {
             schedule: Shape::Cosine,
             milestones: vec![0.5, 0.75],
             gamma: 0.1,
+            cycle_momentum: None,
             lr_scale: BTreeMap::new(),
             weight_decay: 0.01,
             clip: None,
@@ -198,6 +201,13 @@ impl Recipe {
             want((0.0..1.0).contains(&momentum), "momentum", format!("{momentum} is not a share from 0 to below 1"));
         }
         want(is_sgd || self.momentum.is_none(), "momentum", "only the optimiser `sgd` has a momentum to set".into());
+        if let Some([least, largest]) = self.cycle_momentum {
+            let shares = least > 0.0 && least <= largest && largest < 1.0;
+            want(shares, "cycle_momentum", format!("[{least}, {largest}] are not a least and a largest share between 0 and 1"));
+            let is_cycle = self.schedule == Shape::OneCycle;
+            want(is_cycle, "cycle_momentum", "only the schedule `one-cycle` has a momentum that changes".into());
+            want(self.momentum.is_none(), "momentum", "`cycle_momentum` says what it is at each step; keep one".into());
+        }
         want(is_sgd || !self.nesterov, "nesterov", "only the optimiser `sgd` has Nesterov's variant".into());
         want(!self.nesterov || self.momentum != Some(0.0), "nesterov", "without momentum there is nothing to look ahead by".into());
         let decay = self.weight_decay.is_finite() && self.weight_decay >= 0.0;
@@ -236,8 +246,8 @@ impl Recipe {
     }
 
     pub(super) fn schedule(&self) -> Schedule {
-        let Self { schedule: shape, lr: peak, warmup, milestones, gamma, .. } = self;
-        Schedule { shape: *shape, peak: *peak, warmup: *warmup, milestones: milestones.clone(), gamma: *gamma }
+        let Self { schedule: shape, lr: peak, warmup, milestones, gamma, cycle_momentum: momentum, .. } = self;
+        Schedule { shape: *shape, peak: *peak, warmup: *warmup, milestones: milestones.clone(), gamma: *gamma, momentum: *momentum }
     }
 
     pub(super) fn optimiser(&self) -> Box<dyn optim::Optimiser> {

@@ -1,6 +1,7 @@
 //! The model that a training starts from.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use trestle_engine::stage::StageError;
 
@@ -9,7 +10,7 @@ use super::draws::Source;
 use super::held_out::hold_out;
 use super::recipe::{Norms, Recipe};
 use super::training::{Given, Training};
-use crate::data::ImageSet;
+use crate::data::{Images, Selected};
 use crate::error::Result as StagesResult;
 use crate::features::{Features, Meta};
 use crate::model::{Arch, Config, Model};
@@ -32,7 +33,7 @@ impl Start {
     ///
     /// # Errors
     /// If the model or architecture does not take such images or classes.
-    pub fn model(&self, set: &ImageSet, data: &Path, model: Option<&Path>, freeze: &[String]) -> Result<Model, StageError> {
+    pub fn model(&self, set: &dyn Images, data: &Path, model: Option<&Path>, freeze: &[String]) -> Result<Model, StageError> {
         let Some(dir) = model else {
             if !freeze.is_empty() {
                 let error = StageError::new("`freeze` would keep random weights: no `model` is connected");
@@ -45,7 +46,7 @@ impl Start {
         let mut model = Model::read(dir)?;
         model.config.expect_size(set, data)?;
         if self.reinit_head {
-            model.reinit_head(&set.meta.classes, self.seed)?;
+            model.reinit_head(&set.meta().classes, self.seed)?;
         } else {
             let help = "`reinit_head: true` gives the model a new head for these classes";
             model.config.expect_classes(set, data).map_err(|e| StageError::from(e).help(help))?;
@@ -57,9 +58,9 @@ impl Start {
 /// The images, and what the frozen beginning of the model makes of them, as far as they are trained on or held out.
 pub(crate) struct Parts {
     /// To train on.
-    pub train: (ImageSet, Option<Features>),
+    pub train: (Arc<dyn Images>, Option<Features>),
     /// Held out.
-    pub held_out: Option<(ImageSet, Option<Features>)>,
+    pub held_out: Option<(Arc<dyn Images>, Option<Features>)>,
 }
 
 impl Parts {
@@ -67,11 +68,12 @@ impl Parts {
     ///
     /// # Errors
     /// As [`hold_out`].
-    pub fn new(set: ImageSet, features: Option<Features>, recipe: &Recipe, seed: u64) -> StagesResult<Self> {
+    pub fn new(set: Arc<dyn Images>, features: Option<Features>, recipe: &Recipe, seed: u64) -> StagesResult<Self> {
         let Some(stopping) = recipe.early_stopping else { return Ok(Self { train: (set, features), held_out: None }) };
-        let split = hold_out(&set, stopping, seed)?;
-        let part = |indices: &[usize]| -> StagesResult<(ImageSet, Option<Features>)> {
-            Ok((set.subset(indices)?, features.as_ref().map(|features| features.subset(indices))))
+        let split = hold_out(set.as_ref(), stopping, seed)?;
+        let part = |indices: &[usize]| -> StagesResult<(Arc<dyn Images>, Option<Features>)> {
+            let part: Arc<dyn Images> = Arc::new(Selected::new(set.clone(), indices.to_vec())?);
+            Ok((part, features.as_ref().map(|features| features.subset(indices))))
         };
         Ok(Self { train: part(&split.train)?, held_out: Some(part(&split.test)?) })
     }
@@ -81,7 +83,7 @@ impl Parts {
         let held_out = self.held_out.as_ref();
         let of_held_out = held_out.and_then(|(_, features)| features.as_ref());
         let features = self.train.1.as_ref().map(|train| Given { train, held_out: of_held_out });
-        Training { held_out: held_out.map(|(set, _)| set), features, ..Training::new(sources, recipe, seed) }
+        Training { held_out: held_out.map(|(set, _)| set.as_ref()), features, ..Training::new(sources, recipe, seed) }
     }
 }
 
@@ -89,7 +91,7 @@ impl Parts {
 ///
 /// # Errors
 /// Naming what does not fit.
-pub(crate) fn features(dir: &Path, model: &Model, set: &ImageSet, recipe: &Recipe) -> Result<Features, StageError> {
+pub(crate) fn features(dir: &Path, model: &Model, set: &dyn Images, recipe: &Recipe) -> Result<Features, StageError> {
     let features = Features::read(dir)?;
     let units = &features.meta.units;
     let refuse = |message: String| Err(StageError::new(format!("`features`: {message}")));

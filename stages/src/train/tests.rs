@@ -1,11 +1,13 @@
 #![allow(clippy::unwrap_used)]
 
+use std::sync::Arc;
+
 use candle_core::{Device, Tensor};
 
 use super::batch::{Batch, Maker};
 use super::draws::Draws;
 use super::*;
-use crate::data::ImageSet;
+use crate::data::{ImageSet, Images, Stored};
 use crate::model::{Arch, Config};
 use crate::nn::ops::cross_entropy;
 use crate::nn::tape;
@@ -192,13 +194,16 @@ fn no_option_is_without_effect() {
         plain.clone(),
         sgd.clone(),
         Recipe { momentum: Some(0.5), ..sgd.clone() },
-        Recipe { nesterov: true, ..sgd },
+        Recipe { nesterov: true, ..sgd.clone() },
         Recipe { optimiser: Optimiser::Lamb, ..plain.clone() },
         Recipe { schedule: Shape::Constant, ..plain.clone() },
         Recipe { schedule: Shape::Step, ..plain.clone() },
         Recipe { schedule: Shape::Step, milestones: vec![0.75], ..plain.clone() },
         Recipe { schedule: Shape::Step, gamma: 0.5, ..plain.clone() },
         Recipe { schedule: Shape::OneCycle, ..plain.clone() },
+        Recipe { schedule: Shape::OneCycle, cycle_momentum: Some([0.85, 0.95]), ..plain.clone() },
+        Recipe { schedule: Shape::OneCycle, ..sgd.clone() },
+        Recipe { schedule: Shape::OneCycle, cycle_momentum: Some([0.85, 0.95]), ..sgd.clone() },
         Recipe { warmup: 0.5, ..plain.clone() },
         Recipe { weight_decay: 0.5, ..plain.clone() },
         Recipe { clip: Some(1e-3), ..plain.clone() },
@@ -442,10 +447,71 @@ fn senseless_recipes_are_refused_with_their_path() {
     assert_eq!(paths(step), ["milestones[2]", "milestones"]);
     let scales = [("a".to_owned(), 0.0), ("b".to_owned(), 1.0)].into();
     assert_eq!(paths(Recipe { lr_scale: scales, freeze: vec!["b".into()], ..default() }), ["lr_scale.a", "lr_scale.b"]);
+    let cycle = |limits| Recipe { cycle_momentum: Some(limits), ..default() };
+    assert_eq!(paths(cycle([0.85, 0.95])), ["cycle_momentum"]);
+    let one = |limits| Recipe { schedule: Shape::OneCycle, ..cycle(limits) };
+    assert_eq!(paths(one([0.9, 0.8])), ["cycle_momentum"]);
+    assert_eq!(paths(one([0.0, 0.8])), ["cycle_momentum"]);
+    assert_eq!(paths(Recipe { optimiser: Optimiser::Sgd, momentum: Some(0.9), ..one([0.8, 0.9]) }), ["momentum"]);
     let odd = Recipe { accumulate: 0, clip: Some(0.0), ema: Some(1.0), cutmix: -1.0, ..default() };
     assert_eq!(paths(odd), ["accumulate", "clip", "ema", "cutmix"]);
     let stopping = Some(EarlyStopping { holdout: 1.0, patience: 0 });
     assert_eq!(paths(Recipe { early_stopping: stopping, ..default() }), ["early_stopping.holdout", "early_stopping.patience"]);
+}
+
+/// Six steps under gradients of our own, and what PyTorch's optimisers make of them under its `OneCycleLR` (`tests/fixtures/one_cycle.py`).
+#[test]
+fn momentum_that_goes_with_the_cycle_is_pytorchs() {
+    let base = Recipe { schedule: Shape::OneCycle, lr: 0.1, warmup: 0.5, weight_decay: 0.0, cycle_momentum: Some([0.6, 0.9]), ..recipe(6) };
+    let sgd = Recipe { optimiser: Optimiser::Sgd, ..base.clone() };
+    let nesterov = Recipe { nesterov: true, ..sgd.clone() };
+    for (recipe, wanted) in [(sgd, [0.290_173_4, -1.723_833_7]), (nesterov, [0.095_571_2, -1.725_068_4]), (base, [0.746_406_6, -1.859_702])]
+    {
+        let mut params = crate::nn::Params::new();
+        params.insert("w", &[1, 2], vec![1.0, -2.0]).unwrap();
+        let (schedule, mut optimiser) = (recipe.schedule(), recipe.optimiser());
+        for step in 0..6 {
+            let gradient = Tensor::new(&[[0.5 * (step as f32 + 1.0), -1.0 / (step as f32 + 1.0)]], &Device::Cpu).unwrap();
+            let grads = (params.get("w").unwrap() * gradient).unwrap().sum_all().unwrap().backward().unwrap();
+            optimiser.set_momentum(schedule.momentum_at(step, 6).unwrap());
+            optimiser.step_scaled(&params, &grads, schedule.at(step, 6), &|_| 1.0).unwrap();
+        }
+        let found = params.values("w").unwrap();
+        assert!(found.iter().zip(wanted).all(|(a, b)| (a - b).abs() < 2e-6), "{:?}: {found:?}", recipe.optimiser);
+    }
+}
+
+/// Images that stay on disk are trained on as those in memory are, to the bit: with one thread and two, with a part held out, and with a second set.
+#[test]
+fn stored_images_give_the_same_bytes_as_those_in_memory() {
+    let (a, b) = (bars(64, 1), bars(16, 2));
+    let folders = [&a, &b].map(|set| {
+        let folder = tempfile::tempdir().unwrap();
+        set.write(folder.path()).unwrap();
+        folder
+    });
+    let [stored_a, stored_b] = folders.each_ref().map(|folder| -> Arc<dyn Images> { Arc::new(Stored::open(folder.path()).unwrap()) });
+    let recipe = Recipe {
+        batch: 16,
+        cutmix: 1.0,
+        balanced: true,
+        early_stopping: Some(EarlyStopping { holdout: 0.25, patience: 50 }),
+        augment: Augment { crop: 1, flip: 0.5, ..recipe(8).augment },
+        ..recipe(8)
+    };
+    let trained = |a: Arc<dyn Images>, b: Arc<dyn Images>, threads: usize| {
+        let parts = Parts::new(a, None, &recipe, 1).unwrap();
+        let sources = [Source { set: parts.train.0.as_ref(), share: 0.75 }, Source { set: b.as_ref(), share: 0.25 }];
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| {
+            let mut model = model(&bars(64, 1));
+            let log = parts.training(&sources, &recipe, 7).run(&mut model, |_| {}).unwrap();
+            bytes_of(&model, &log)
+        })
+    };
+    let memory = trained(Arc::new(a), Arc::new(b), 1);
+    assert_eq!(memory, trained(stored_a.clone(), stored_b.clone(), 1));
+    assert_eq!(memory, trained(stored_a, stored_b, 2));
 }
 
 /// What a training with checkpoints is tested with.
@@ -468,7 +534,7 @@ impl Case {
         let (mut steps, mut notes) = (0, Vec::new());
         let checkpoints = Checkpoints::new(folder, Every::Steps(4));
         let sources = [Source { set: &self.set, share: 1.0 }];
-        let (held_out, checkpoints) = (Some(&self.held_out), Some(&checkpoints));
+        let (held_out, checkpoints) = (Some(&self.held_out as &dyn Images), Some(&checkpoints));
         let training = Training { held_out, checkpoints, ..Training::new(&sources, &self.recipe, 7) };
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
@@ -492,7 +558,7 @@ fn a_training_that_was_killed_goes_on_and_gives_the_same_bytes() {
     let variants = [
         base.clone(),
         Recipe { ema: Some(0.9), accumulate: 2, cutmix: 1.0, clip: Some(0.3), ..base.clone() },
-        Recipe { optimiser: Optimiser::Sgd, balanced: true, schedule: Shape::OneCycle, ..base.clone() },
+        Recipe { optimiser: Optimiser::Sgd, balanced: true, schedule: Shape::OneCycle, cycle_momentum: Some([0.8, 0.95]), ..base.clone() },
         Recipe { optimiser: Optimiser::Lamb, freeze: vec!["conv1".into()], lr_scale: [("head".to_owned(), 2.0)].into(), ..base },
     ];
     for recipe in variants {

@@ -13,7 +13,7 @@ use super::held_out::{Best, score};
 use super::log::{Log, Row};
 use super::recipe::{Norms, Recipe};
 use super::schedule::Schedule;
-use crate::data::ImageSet;
+use crate::data::Images;
 use crate::error::{Error, Result};
 use crate::features::Features;
 use crate::model::{Model, Partly};
@@ -31,7 +31,7 @@ pub struct Training<'a> {
     /// The images; the first set gives the length of an epoch.
     pub sources: &'a [Source<'a>],
     /// Images of which only the loss is of interest, after each epoch; for early stopping.
-    pub held_out: Option<&'a ImageSet>,
+    pub held_out: Option<&'a dyn Images>,
     /// How.
     pub recipe: &'a Recipe,
     /// Of the order, mixing and augmentation.
@@ -200,6 +200,9 @@ impl<'a> Trainer<'a> {
             let unit = model.unit_of(name);
             if recipe.freeze.iter().any(|frozen| frozen == unit) { 0.0 } else { recipe.lr_scale.get(unit).copied().unwrap_or(1.0) }
         };
+        if let Some(momentum) = self.schedule.momentum_at(step, self.steps) {
+            self.optimiser.set_momentum(momentum);
+        }
         self.optimiser.step_scaled(&model.params, &grads, lr, &scale)?;
         if let Some(ema) = &mut self.ema {
             ema.update(&model.params)?;
@@ -273,7 +276,7 @@ impl<'a> Trainer<'a> {
     }
 
     /// How the weights that would be given now do on the held-out images; the best ones are kept.
-    fn look(&mut self, set: &ImageSet) -> Result<super::log::Score> {
+    fn look(&mut self, set: &dyn Images) -> Result<super::log::Score> {
         let params = match &self.ema {
             Some(ema) => ema.params(&self.model.params)?,
             None => self.model.params.copied()?,

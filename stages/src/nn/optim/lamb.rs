@@ -69,6 +69,10 @@ impl Optimiser for Lamb {
         Ok(())
     }
 
+    fn set_momentum(&mut self, momentum: f64) {
+        self.beta1 = momentum as f32;
+    }
+
     fn memory(&self) -> Memory<&[f32]> {
         lent(self.step, &self.state)
     }

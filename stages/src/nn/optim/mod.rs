@@ -37,6 +37,9 @@ pub trait Optimiser: Send {
     /// If one of them has no gradient: it was cut on the way, or it should not be trained.
     fn step_scaled(&mut self, params: &Params, grads: &GradStore, lr: f64, scale: &dyn Fn(&str) -> f64) -> Result<()>;
 
+    /// From the next step on, the share of the last steps' direction that is kept: momentum, or β₁.
+    fn set_momentum(&mut self, momentum: f64);
+
     /// All that it remembers: with the weights enough to go on as if it had never stopped.
     fn memory(&self) -> Memory<&[f32]>;
 
@@ -111,6 +114,10 @@ impl Optimiser for AdamW {
             })?;
         }
         Ok(())
+    }
+
+    fn set_momentum(&mut self, momentum: f64) {
+        self.beta1 = momentum as f32;
     }
 
     fn memory(&self) -> Memory<&[f32]> {

@@ -52,6 +52,10 @@ impl Optimiser for Sgd {
         Ok(())
     }
 
+    fn set_momentum(&mut self, momentum: f64) {
+        self.momentum = momentum as f32;
+    }
+
     fn memory(&self) -> Memory<&[f32]> {
         lent(0, &self.state)
     }
