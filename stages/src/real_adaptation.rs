@@ -4,9 +4,9 @@
 //! synthetic images), mixed transfer (synthetic images as `extra`, one stage on the union), bridged transfer (`model` from
 //! `synthetic-pretrain`) and bridged++ (that with `mixup`, and `reinit_head` here).
 
-use trestle_engine::stage::{Arity, Context, InPort, OutPort, ParamError, Stage, StageError, Threads};
-
 use std::sync::Arc;
+
+use trestle_engine::stage::{Arity, Context, InPort, OutPort, ParamError, Stage, StageError, Threads};
 
 use crate::data::{Images, Joined, Stored};
 use crate::error::Result as StagesResult;

@@ -1,9 +1,9 @@
 //! The stage `synthetic-pretrain`: stage 1 of bridged transfer, a classifier trained on generated images (arXiv 2403.19866; bridged++ with
 //! `mixup` in this stage alone).
 
-use trestle_engine::stage::{Arity, Context, InPort, OutPort, ParamError, Stage, StageError, Threads};
-
 use std::sync::Arc;
+
+use trestle_engine::stage::{Arity, Context, InPort, OutPort, ParamError, Stage, StageError, Threads};
 
 use crate::data::{Images, Stored};
 use crate::formats;
