@@ -45,14 +45,14 @@ pub fn manifest(stage: &Stage, contents: &Contents) -> Manifest {
             for (name, value) in env {
                 manifest.push(Section::Env, name.as_str(), value.as_str());
             }
-            for (name, output) in &stage.outputs {
+            for (name, output) in stage.outputs.iter() {
                 manifest.push(Section::Output, name.as_str(), output.path.as_str());
             }
         }
     }
     for (slot, contents) in stage.inputs.iter().zip(contents) {
         for (i, (bound, content)) in slot.values.iter().zip(contents).enumerate() {
-            let name = if slot.many { format!("{}[{i}]", slot.name) } else { slot.name.clone() };
+            let name = if slot.many { format!("{}[{i}]", slot.name) } else { slot.name.to_string() };
             manifest.push(Section::Input, name, describe(&stage.action, bound, content));
         }
     }

@@ -106,7 +106,7 @@ impl Planner {
     pub fn new(compiled: Arc<Compiled>, cache: Arc<Cache>, memo: Option<Memo>, history: Arc<History>) -> Self {
         let is_new = memo.is_none();
         let memo = memo.filter(|memo| memo.fits(&compiled)).unwrap_or_else(|| Memo::empty(&compiled));
-        let paths: Vec<_> = compiled.sources.iter().zip(&memo.sources).map(|(path, (_, stat))| (path.as_path(), *stat)).collect();
+        let paths: Vec<_> = compiled.sources.iter().zip(&memo.sources).map(|(path, (_, stat))| (&**path, *stat)).collect();
         let changed = cache.changed_sources(&paths);
         let sources = memo.sources.iter().zip(&changed).map(|((content, _), changed)| content.filter(|_| !changed)).collect();
         let source_same = changed.into_iter().map(|changed| !changed).collect();

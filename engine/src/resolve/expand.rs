@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
+use std::sync::Arc;
 
 use litemap::LiteMap;
 
@@ -9,6 +10,7 @@ use super::drafts::{self, Draft, DraftInput, Drafted};
 use super::join::{Group, Instances};
 use super::program::Program;
 use super::project::{Finder, is_pattern};
+use super::shared::Shared;
 use super::variants::too_many;
 use super::{Choices, MAX_STAGES};
 use crate::compiled::Dependency;
@@ -31,6 +33,7 @@ pub struct Expander<'s> {
     pub(super) off: Vec<bool>,
     pub(super) problems: Problems,
     pub(super) finder: Finder,
+    pub(super) shared: Shared,
     /// Stages of the file that are not expanded yet: what was written of a stage is let go once it is expanded.
     specs: Vec<Option<StageSpec>>,
     /// Where the conditions of stages stand.
@@ -59,7 +62,7 @@ pub enum Picked {
     /// A path or pattern as written, which is looked for once it is clear that the stage is not left out.
     Project(Rc<str>, Span),
     /// An output of an earlier stage.
-    Output(StageId, Rc<str>),
+    Output(StageId, Arc<str>),
 }
 
 /// A reference to a stage of the file, for a port, and where it is written.
@@ -96,6 +99,7 @@ impl<'s> Expander<'s> {
             off: Vec::new(),
             problems: Problems::new(),
             finder: Finder::default(),
+            shared: Shared::default(),
             instances: Vec::new(),
             broken: HashSet::new(),
             later: HashMap::new(),
@@ -411,15 +415,15 @@ impl<'s> Expander<'s> {
 
     /// Axes named in brackets must exist.
     fn check_axes(&mut self, base: usize, reference: &Reference, span: Span) -> Option<()> {
-        let axes = &self.instances[base].axes;
+        let axes: Vec<&str> = self.instances[base].axes().collect();
         for (axis, _) in &reference.fixed {
-            if !axes.contains(axis) && !self.instances[base].ids.is_empty() {
+            if !axes.contains(&axis.as_str()) && !self.instances[base].ids.is_empty() {
                 let problem = Problem::new("reference::unknown-axis", format!("stage `{}` has no axis `{axis}`", reference.stage))
                     .at(span, "in this reference");
                 self.problems.push(if axes.is_empty() {
                     problem.help("it has no matrix")
                 } else {
-                    problem.nearest(axis, axes.iter().map(String::as_str))
+                    problem.nearest(axis, axes.iter().copied())
                 });
                 return None;
             }
@@ -467,7 +471,7 @@ impl<'s> Expander<'s> {
             });
             return None;
         }
-        Some(Picked::Output(id, output.into()))
+        Some(Picked::Output(id, self.shared.text(&output)))
     }
 }
 
