@@ -251,7 +251,7 @@ pub struct Session {
 impl Session {
     /// Opens the pipeline that the command line names; the other words come back.
     pub fn open(free_words: &[String], source: &Source) -> Result<(Self, Vec<String>), Fail> {
-        let (place, rest) = Place::find(free_words, source)?;
+        let (mut place, rest) = Place::find(free_words, source)?;
         let stamp = place.stamp();
         let memo = Memo::load(&place.plans("memo"));
         let holds = |compiled: &Compiled| {
@@ -265,11 +265,14 @@ impl Session {
             Some(compiled) => (compiled, Vec::new(), memo, Arc::default()),
             None => {
                 let history = Arc::new(place.history(memo.as_ref()));
+                drop(memo);
                 let (pipeline, dependencies) = place.unfold(&cache, &history, &trestle_stages::registry())?;
                 let later = pipeline.later.clone();
                 (put(Compiled::of(pipeline, stamp, dependencies), &cache), later, None, history)
             }
         };
+        // What is resolved needs its text no more, and that of a large pipeline is in the way for a whole run.
+        place.text = Arc::default();
         let compiled = Arc::new(compiled);
         let planner = Planner::new(Arc::clone(&compiled), Arc::clone(&cache), memo, history);
         Ok((Self { place, compiled, later, cache, planner }, rest))

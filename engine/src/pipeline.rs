@@ -132,7 +132,7 @@ pub struct Retries {
     pub delay: Duration,
 }
 
-/// What a stage does.
+/// What a stage does. There are many, so what few of them have takes little room.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum Action {
     /// A native stage.
@@ -142,24 +142,28 @@ pub enum Action {
         /// Version of the kind.
         version: u32,
         /// Params with every default explicit: those that enter the key.
-        params: Value,
+        params: Box<Value>,
         /// Params that only say how the work is done.
-        #[serde(default, skip_serializing_if = "serde_json::Map::is_empty")]
-        aside: serde_json::Map<String, Value>,
+        #[serde(default, skip_serializing_if = "is_empty")]
+        aside: Box<Map<String, Value>>,
     },
     /// A command.
     Command {
         /// What the shell gets, paths filled in.
-        script: String,
+        script: Box<str>,
         /// The words before the script.
         shell: Arc<[String]>,
         /// Declared variables.
         env: BTreeMap<String, String>,
         /// Where the shell starts, relative to the work folder; empty for the work folder itself.
-        workdir: String,
+        workdir: Arc<str>,
         /// The output that takes what the command prints to standard output.
-        stdout: Option<String>,
+        stdout: Option<Arc<str>>,
     },
+}
+
+fn is_empty(aside: &Map<String, Value>) -> bool {
+    aside.is_empty()
 }
 
 /// The params of a native stage, with those that do not enter the key.

@@ -36,7 +36,7 @@ pub fn command(run: &RunSpec, slots: &[Slot], scope: &Scope<'_>, environment: En
         Data::List(words) => paths.words(words, &mut problems),
         _ => (shell(run.shell.as_deref(), scope, &mut problems), paths.script(&run.script, &mut problems)),
     };
-    let action = Action::Command { script, shell, env, workdir, stdout };
+    let action = Action::Command { script: script.into(), shell, env, workdir: workdir.into(), stdout: stdout.map(Arc::from) };
     problems.or((action, outputs, Threads::ONE))
 }
 

@@ -18,7 +18,7 @@ use crate::pipeline::{Labels, Later, Origin, Output, Stage, StageId, expanded_na
 use crate::problem::{Problem, Problems, Span};
 use crate::reference::{Reference, Wanted};
 use crate::source::Files;
-use crate::spec::{ActionSpec, StageSpec};
+use crate::spec::{ActionSpec, StageSpec, StageSpecs};
 use crate::stage::{Arity, Format, InPort, Kind, Registry};
 
 /// Expands stage after stage, in topological order.
@@ -35,7 +35,7 @@ pub struct Expander<'s> {
     pub(super) finder: Finder,
     pub(super) shared: Shared,
     /// Stages of the file that are not expanded yet: what was written of a stage is let go once it is expanded.
-    specs: Vec<Option<StageSpec>>,
+    specs: Vec<Option<Box<StageSpec>>>,
     /// Where the conditions of stages stand.
     conditions: HashMap<usize, Span>,
     /// Expanded stages of every stage of the file.
@@ -86,8 +86,8 @@ pub struct Expanded {
 
 impl<'s> Expander<'s> {
     /// An expander of the stages `specs` of a program.
-    pub fn new(program: &'s Program, specs: Vec<StageSpec>, files: &'s Files, registry: &'s Registry, choices: &'s Choices<'s>) -> Self {
-        let specs: Vec<Option<StageSpec>> = specs.into_iter().map(Some).collect();
+    pub fn new(program: &'s Program, specs: StageSpecs, files: &'s Files, registry: &'s Registry, choices: &'s Choices<'s>) -> Self {
+        let specs = specs.into_iter().map(Some).collect();
         Self {
             program,
             specs,
@@ -119,8 +119,8 @@ impl<'s> Expander<'s> {
             if self.is_later(base, &spec, drafted) {
                 continue;
             }
-            let first = drafted.drafts.partition_point(|draft| draft.spec < base);
-            for draft in drafted.drafts[first..].iter().take_while(|draft| draft.spec == base) {
+            let first = drafted.drafts.partition_point(|draft| draft.spec() < base);
+            for draft in drafted.drafts[first..].iter().take_while(|draft| draft.spec() == base) {
                 sound &= self.expand(&spec, draft);
             }
             if !sound {
@@ -248,8 +248,8 @@ impl<'s> Expander<'s> {
     fn expand(&mut self, stage: &StageSpec, draft: &Draft) -> bool {
         let kind = self.kind_of(stage);
         // What is wrong in them was complained about when they were drafted.
-        let Ok(inputs) = drafts::inputs(stage, self.program.unit(stage), self.files, &draft.own) else { return false };
-        let mut partials = vec![Partial { labels: draft.own.labels.clone(), slots: Vec::with_capacity(inputs.len()), reads_off: None }];
+        let Ok(inputs) = drafts::inputs(stage, self.program.unit(stage), self.files, draft.own()) else { return false };
+        let mut partials = vec![Partial { labels: draft.own().labels.clone(), slots: Vec::with_capacity(inputs.len()), reads_off: None }];
         let mut sound = self.check_missing(stage, kind, &inputs);
         for (i, input) in inputs.iter().enumerate() {
             let name = stage.inputs[input.key].0.name.as_str();

@@ -30,7 +30,7 @@ impl<'s> Expander<'s> {
     ) -> bool {
         let Partial { labels, slots, reads_off } = partial;
         let unit = self.program.unit(spec);
-        let scope = Scope { params: &unit.params, items: &draft.own.items, matrix: &labels, files: self.files };
+        let scope = Scope { params: &unit.params, items: &draft.own().items, matrix: &labels, files: self.files };
         let is_on = spec.when.as_ref().map_or(Ok(true), |node| when::holds(node, &scope));
         let built = is_on.and_then(|is_on| match (is_on, reads_off) {
             (true, Some((id, span))) => Err(self.left_out(id, span).into()),
@@ -149,7 +149,7 @@ struct Built {
 /// What stands for a stage that is left out.
 fn nothing() -> Built {
     let action =
-        Action::Command { script: String::new(), shell: default_shell(), env: BTreeMap::new(), workdir: String::new(), stdout: None };
+        Action::Command { script: Box::default(), shell: default_shell(), env: BTreeMap::new(), workdir: Arc::default(), stdout: None };
     Built { inputs: Vec::new(), resolved: (action, LiteMap::new(), Threads::ONE), settings: Settings::shared() }
 }
 

@@ -190,7 +190,7 @@ fn layout(stage: &Stage, contents: &[Vec<Content>]) -> Layout {
     }
     stage.outputs.values().for_each(|output| layout.add(Path::new(&output.path), false));
     if let Action::Command { workdir, .. } = &stage.action {
-        layout.add(Path::new(workdir), true);
+        layout.add(Path::new(&**workdir), true);
     }
     // A folder among the inputs is laid down as a whole, with all that is in it.
     let is_inside = |path: &PathBuf| trees.iter().any(|tree| path.starts_with(tree));
@@ -229,12 +229,12 @@ fn task(stage: &Stage, room: &Room, grant: &Grant, options: &Options, kept: Path
                 variables.insert("CUDA_VISIBLE_DEVICES".to_owned(), numbers.join(","));
             }
             variables.extend(env.clone());
-            let target = stdout.as_ref().and_then(|name| stage.outputs.get(name));
+            let target = stdout.as_ref().and_then(|name| stage.outputs.get(&**name));
             Ok(Task::Command {
                 shell: Arc::clone(shell),
-                script: script.clone(),
+                script: script.to_string(),
                 env: variables,
-                workdir: workdir.clone(),
+                workdir: workdir.to_string(),
                 stdout: target.map(|output| room.work().join(&output.path)),
                 network: stage.settings.network,
             })
