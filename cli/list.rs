@@ -101,7 +101,7 @@ fn stage_grid(pipeline: &Pipeline, stages: &[&Stage]) -> String {
 fn output_grid(stages: &[&Stage]) -> String {
     let mut grid = Grid::new();
     for stage in stages {
-        for (name, output) in &stage.outputs {
+        for (name, output) in stage.outputs.iter() {
             grid.push(vec![format!("{}.{name}", stage.name).into(), output.path.as_str().into(), output.format.0.into()]);
         }
     }
@@ -116,7 +116,7 @@ fn stage_json(pipeline: &Pipeline, stage: &Stage) -> Value {
     let inputs: serde_json::Map<String, Value> = stage
         .inputs
         .iter()
-        .map(|slot| (slot.name.clone(), slot.values.iter().map(|bound| pipeline.describe(&bound.origin)).collect()))
+        .map(|slot| (slot.name.to_string(), slot.values.iter().map(|bound| pipeline.describe(&bound.origin)).collect()))
         .collect();
     let mut value = json!({"stage": stage.name, "base": stage.base(), "labels": stage.labels});
     match &stage.action {

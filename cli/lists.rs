@@ -140,7 +140,9 @@ impl Rounds {
             Event::Cached { stage, .. } if self.told.contains(&stage) => None,
             Event::Cached { ref stage, .. } | Event::Done { ref stage, .. } => {
                 self.executing += usize::from(matches!(event, Event::Done { .. }));
-                self.telling.push(stage.clone());
+                if !is_last {
+                    self.telling.push(stage.clone());
+                }
                 Some(event)
             }
             Event::Summary(summary) if is_last || !is_good(&summary) => Some(Event::Summary(self.total(summary))),

@@ -33,6 +33,9 @@ const FOLDER: &str = ".trestle";
 /// Name of the folder in it that holds the journals of runs.
 pub const RUNS: &str = "runs";
 
+/// From so many stages on they are worth the time that a file for them takes: half a kilobyte of memory each.
+const MANY: usize = 20_000;
+
 /// A pipeline file and where its cache is.
 pub struct Place {
     /// The pipeline file, as named.
@@ -248,7 +251,7 @@ pub struct Session {
 impl Session {
     /// Opens the pipeline that the command line names; the other words come back.
     pub fn open(free_words: &[String], source: &Source) -> Result<(Self, Vec<String>), Fail> {
-        let (place, rest) = Place::find(free_words, source)?;
+        let (mut place, rest) = Place::find(free_words, source)?;
         let stamp = place.stamp();
         let memo = Memo::load(&place.plans("memo"));
         let holds = |compiled: &Compiled| {
@@ -262,11 +265,14 @@ impl Session {
             Some(compiled) => (compiled, Vec::new(), memo, Arc::default()),
             None => {
                 let history = Arc::new(place.history(memo.as_ref()));
+                drop(memo);
                 let (pipeline, dependencies) = place.unfold(&cache, &history, &trestle_stages::registry())?;
                 let later = pipeline.later.clone();
-                (Compiled::of(pipeline, stamp, dependencies), later, None, history)
+                (put(Compiled::of(pipeline, stamp, dependencies), &cache), later, None, history)
             }
         };
+        // What is resolved needs its text no more, and that of a large pipeline is in the way for a whole run.
+        place.text = Arc::default();
         let compiled = Arc::new(compiled);
         let planner = Planner::new(Arc::clone(&compiled), Arc::clone(&cache), memo, history);
         Ok((Self { place, compiled, later, cache, planner }, rest))
@@ -326,6 +332,20 @@ impl Session {
         let flushed = cache.flush().err().map(|e| e.to_string());
         Ok(remark.or(flushed))
     }
+}
+
+/// A pipeline that was just resolved, its stages in a file if they are many and there is a place for it.
+fn put(compiled: Compiled, cache: &Cache) -> Compiled {
+    if compiled.len() < MANY {
+        return compiled;
+    }
+    // Without a place for the file they stay in memory.
+    let Ok(folder) = cache.tmp_dir("pipeline") else { return compiled };
+    compiled.put(folder.join("compiled")).unwrap_or_else(|_| {
+        // What was written of it would lie in the way of a disk that is full.
+        let _ = std::fs::remove_dir_all(&folder);
+        compiled
+    })
 }
 
 fn logs(cache: &Path, pipeline: &str) -> PathBuf {

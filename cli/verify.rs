@@ -112,7 +112,7 @@ type Outcomes = (BTreeMap<String, Failure>, Vec<Option<ActionRecord>>, Summary);
 
 impl Again {
     fn prepare(project: &Project, records: &BTreeMap<StageId, ActionRecord>, meant: &[StageId], scratch: &Path) -> Result<Self, Fail> {
-        let mut places: BTreeMap<(StageId, String), PathBuf> = BTreeMap::new();
+        let mut places: BTreeMap<(StageId, Arc<str>), PathBuf> = BTreeMap::new();
         let mut stages = Vec::new();
         for &id in meant {
             let mut stage = project.pipeline.stages[id].clone();
@@ -124,14 +124,14 @@ impl Again {
                     None => {
                         let path = scratch.join("inputs").join(places.len().to_string());
                         // A stage whose record was found read from stages whose records were found.
-                        if let Some(content) = records.get(from).and_then(|record| record.outputs.get(output)) {
+                        if let Some(content) = records.get(from).and_then(|record| record.outputs.get(&**output)) {
                             project.cache.materialize(content, &path, How::Link)?;
                         }
                         places.insert(key, path.clone());
                         path
                     }
                 };
-                bound.origin = Origin::File { written: path.display().to_string(), path };
+                bound.origin = Origin::File { written: path.display().to_string().into(), path: path.into() };
             }
             stages.push(stage);
         }

@@ -19,6 +19,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use crate::digest::{BlobId, Digest};
 use crate::error::{Error, Result};
 use crate::files::{Hashed, Stat, now};
+use crate::hashing::Hashing;
 
 /// Opens the file. Raise the version whenever the layout changes.
 const TAG: &[u8] = b"trestle index v1\0";
@@ -169,34 +170,16 @@ fn merge(
 fn write(path: &Path, entries: impl Iterator<Item = Known>) -> io::Result<()> {
     let mut file = File::create(path)?;
     file.write_all(&[TAG, &[0; 32]].concat())?;
-    let mut out = BufWriter::with_capacity(1 << 18, Hashing { file, hasher: blake3::Hasher::new() });
+    let mut out = BufWriter::with_capacity(1 << 18, Hashing::new(file));
     for Known { stat, id, day } in entries {
         for number in [stat.dev, stat.ino, stat.size, stat.mtime.cast_unsigned(), stat.ctime.cast_unsigned(), day] {
             out.write_all(&number.to_le_bytes())?;
         }
         out.write_all(id.as_bytes())?;
     }
-    let Hashing { mut file, hasher } = out.into_inner().map_err(io::IntoInnerError::into_error)?;
+    let (mut file, digest) = out.into_inner().map_err(io::IntoInnerError::into_error)?.end();
     file.seek(SeekFrom::Start(TAG.len() as u64))?;
-    file.write_all(hasher.finalize().as_bytes())
-}
-
-/// Hashes what is written to a file.
-struct Hashing {
-    file: File,
-    hasher: blake3::Hasher,
-}
-
-impl Write for Hashing {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let written = self.file.write(bytes)?;
-        self.hasher.update(&bytes[..written]);
-        Ok(written)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.file.flush()
-    }
+    file.write_all(digest.as_bytes())
 }
 
 fn read(path: &Path) -> Entries {

@@ -15,6 +15,7 @@ mod content;
 mod digest;
 mod error;
 mod files;
+mod hashing;
 mod index;
 mod manifest;
 mod record;
@@ -24,6 +25,7 @@ pub use cache::{Bounds, Cache, Claim, Collected, FileStat, Health, How, RunLock,
 pub use content::{BadTree, Content, Entry, ObjectId, Tree};
 pub use digest::{ActionKey, BlobId, Digest, ParseDigestError, TreeId};
 pub use error::{Error, Result};
+pub use hashing::Hashing;
 pub use manifest::{Change, DuplicateIngredient, Ingredient, Manifest, Section};
 pub use record::{ActionRecord, BadRecord, Lookup, Provenance};
 pub use store::{Durability, LocalStore, MemoryStore, Store};

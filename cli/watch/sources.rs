@@ -31,7 +31,7 @@ impl Sources {
         let mut paths = BTreeSet::from([file.to_owned()]);
         for bound in pipeline.iter().flat_map(|p| &p.stages).flat_map(|stage| &stage.inputs).flat_map(|slot| &slot.values) {
             if let Origin::File { path, .. } = &bound.origin {
-                paths.insert(path.clone());
+                paths.insert(path.to_path_buf());
             }
         }
         Self { paths }

@@ -33,26 +33,26 @@ pub fn manifest(stage: &Stage, contents: &Contents) -> Manifest {
         Action::Command { script, shell, env, workdir, stdout } => {
             manifest.push(Section::Stage, "kind", "command");
             manifest.push(Section::Stage, "version", "1");
-            manifest.push(Section::Command, "script", script.as_str());
+            manifest.push(Section::Command, "script", &**script);
             manifest.push(Section::Command, "shell", Value::from(shell.to_vec()).to_string());
             // Only where they are used: a stage without them keeps the key that it had before they existed.
             if !workdir.is_empty() {
-                manifest.push(Section::Command, "workdir", workdir.as_str());
+                manifest.push(Section::Command, "workdir", &**workdir);
             }
             if let Some(output) = stdout {
-                manifest.push(Section::Command, "stdout", output.as_str());
+                manifest.push(Section::Command, "stdout", &**output);
             }
             for (name, value) in env {
                 manifest.push(Section::Env, name.as_str(), value.as_str());
             }
-            for (name, output) in &stage.outputs {
+            for (name, output) in stage.outputs.iter() {
                 manifest.push(Section::Output, name.as_str(), output.path.as_str());
             }
         }
     }
     for (slot, contents) in stage.inputs.iter().zip(contents) {
         for (i, (bound, content)) in slot.values.iter().zip(contents).enumerate() {
-            let name = if slot.many { format!("{}[{i}]", slot.name) } else { slot.name.clone() };
+            let name = if slot.many { format!("{}[{i}]", slot.name) } else { slot.name.to_string() };
             manifest.push(Section::Input, name, describe(&stage.action, bound, content));
         }
     }

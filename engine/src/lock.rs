@@ -245,7 +245,9 @@ fn contents(names: &[String], stage: &Stage, lock: &Lock, cache: &Cache) -> Resu
         for bound in &slot.values {
             let content = match &bound.origin {
                 Origin::File { path, .. } => Some(cache.source(path)?),
-                Origin::Output { stage, output } => lock.stages.get(&names[*stage]).and_then(|locked| locked.outputs.get(output)).copied(),
+                Origin::Output { stage, output } => {
+                    lock.stages.get(&names[*stage]).and_then(|locked| locked.outputs.get(&**output)).copied()
+                }
             };
             match content {
                 Some(content) => values.push(content),

@@ -11,10 +11,10 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::io::{self, Write};
+use std::io::{self, Seek, SeekFrom, Write};
 use std::path::Path;
 
-use trestle_cache::{ActionKey, BlobId, Content, Digest, FileStat, TreeId};
+use trestle_cache::{ActionKey, BlobId, Content, Digest, FileStat, Hashing, TreeId};
 
 use crate::compiled::{Compiled, take, take_numbers, take_u32};
 use crate::pipeline::StageId;
@@ -92,41 +92,43 @@ impl Memo {
     /// # Errors
     /// If it cannot be written.
     pub fn save(&self, temporary: &Path, path: &Path) -> io::Result<()> {
-        let body = self.encode();
         let mut file = fs::File::create(temporary)?;
         file.write_all(TAG)?;
-        file.write_all(Digest::of(&body).as_bytes())?;
-        file.write_all(&body)?;
+        file.write_all(&[0; 32])?;
+        let mut out = io::BufWriter::with_capacity(1 << 18, Hashing::new(file));
+        self.encode(&mut out)?;
+        let (mut file, digest) = out.into_inner().map_err(io::IntoInnerError::into_error)?.end();
+        file.seek(SeekFrom::Start(TAG.len() as u64))?;
+        file.write_all(digest.as_bytes())?;
         fs::rename(temporary, path)
     }
 
-    fn encode(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(64 + 90 * (self.sources.len() + self.blobs.len()) + 120 * self.keys.len());
-        out.extend(self.stamp.unwrap_or(Digest::new([0; 32])).as_bytes());
-        put_stat(&mut out, self.records);
-        put_count(&mut out, self.sources.len());
+    fn encode(&self, out: &mut impl Write) -> io::Result<()> {
+        out.write_all(self.stamp.unwrap_or(Digest::new([0; 32])).as_bytes())?;
+        put_stat(out, self.records)?;
+        put_count(out, self.sources.len())?;
         for (content, stat) in &self.sources {
-            put_content(&mut out, *content);
-            put_stat(&mut out, *stat);
+            put_content(out, *content)?;
+            put_stat(out, *stat)?;
         }
-        put_count(&mut out, self.keys.len());
+        put_count(out, self.keys.len())?;
         for ((key, duration), current) in self.keys.iter().zip(&self.durations).zip(&self.current) {
-            out.push(u8::from(key.is_some()) + 2 * u8::from(*current));
-            out.extend(key.map_or([0; 32], |key| *key.as_bytes()));
-            out.extend(duration.to_le_bytes());
+            out.write_all(&[u8::from(key.is_some()) + 2 * u8::from(*current)])?;
+            out.write_all(&key.map_or([0; 32], |key| *key.as_bytes()))?;
+            out.write_all(&duration.to_le_bytes())?;
         }
-        put_count(&mut out, self.outputs.len());
-        self.outputs.iter().for_each(|content| put_content(&mut out, *content));
-        put_count(&mut out, self.blobs.len());
+        put_count(out, self.outputs.len())?;
+        self.outputs.iter().try_for_each(|content| put_content(out, *content))?;
+        put_count(out, self.blobs.len())?;
         for (id, stat) in &self.blobs {
-            out.extend(id.as_bytes());
-            put_stat(&mut out, *stat);
+            out.write_all(id.as_bytes())?;
+            put_stat(out, *stat)?;
         }
         for numbers in [&self.blobs_of, &self.blob_starts] {
-            put_count(&mut out, numbers.len());
-            out.extend(numbers.iter().flat_map(|number| number.to_le_bytes()));
+            put_count(out, numbers.len())?;
+            numbers.iter().try_for_each(|number| out.write_all(&number.to_le_bytes()))?;
         }
-        out
+        Ok(())
     }
 }
 
@@ -170,26 +172,26 @@ impl Memo {
     }
 }
 
-fn put_count(out: &mut Vec<u8>, count: usize) {
-    out.extend((count as u32).to_le_bytes());
+fn put_count(out: &mut impl Write, count: usize) -> io::Result<()> {
+    out.write_all(&(count as u32).to_le_bytes())
 }
 
 /// One byte of kind, 32 of digest, 8 of size.
-fn put_content(out: &mut Vec<u8>, content: Option<Content>) {
+fn put_content(out: &mut impl Write, content: Option<Content>) -> io::Result<()> {
     let (kind, digest, size) = match content {
         None => (0, [0; 32], 0),
         Some(Content::Blob { id, size, executable: false }) => (1, *id.as_bytes(), size),
         Some(Content::Blob { id, size, executable: true }) => (2, *id.as_bytes(), size),
         Some(Content::Tree { id }) => (3, *id.as_bytes(), 0),
     };
-    out.push(kind);
-    out.extend(digest);
-    out.extend(size.to_le_bytes());
+    out.write_all(&[kind])?;
+    out.write_all(&digest)?;
+    out.write_all(&size.to_le_bytes())
 }
 
-fn put_stat(out: &mut Vec<u8>, stat: Option<FileStat>) {
-    out.push(u8::from(stat.is_some()));
-    out.extend(stat.map_or([0; FileStat::BYTES], FileStat::to_bytes));
+fn put_stat(out: &mut impl Write, stat: Option<FileStat>) -> io::Result<()> {
+    out.write_all(&[u8::from(stat.is_some())])?;
+    out.write_all(&stat.map_or([0; FileStat::BYTES], FileStat::to_bytes))
 }
 
 fn decode(body: &[u8]) -> Option<Memo> {

@@ -1,7 +1,7 @@
 //! A pipeline ready to be planned: params filled in, matrices expanded, references resolved, stages in topological order.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
@@ -15,6 +15,9 @@ use crate::template::plain;
 
 /// Matrix coordinates of an expanded stage. Stages are many and their maps small: a node of a `BTreeMap` has room for eleven entries.
 pub type Labels = LiteMap<String, Value>;
+
+/// Outputs of a stage, by name.
+pub type Outputs = LiteMap<String, Output>;
 
 /// Place of a stage in [`Pipeline::stages`].
 pub type StageId = usize;
@@ -62,8 +65,8 @@ pub struct Stage {
     pub action: Action,
     /// Inputs, by name.
     pub inputs: Vec<Slot>,
-    /// Outputs, by name.
-    pub outputs: LiteMap<String, Output>,
+    /// What it gives. Many stages call their outputs the same, and share them.
+    pub outputs: Arc<Outputs>,
     /// Threads that it can use.
     pub threads: Threads,
     /// How it is to be run. Nothing here enters the key. Most stages say nothing and share one.
@@ -129,7 +132,7 @@ pub struct Retries {
     pub delay: Duration,
 }
 
-/// What a stage does.
+/// What a stage does. There are many, so what few of them have takes little room.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum Action {
     /// A native stage.
@@ -139,24 +142,28 @@ pub enum Action {
         /// Version of the kind.
         version: u32,
         /// Params with every default explicit: those that enter the key.
-        params: Value,
+        params: Box<Value>,
         /// Params that only say how the work is done.
-        #[serde(default, skip_serializing_if = "serde_json::Map::is_empty")]
-        aside: serde_json::Map<String, Value>,
+        #[serde(default, skip_serializing_if = "is_empty")]
+        aside: Box<Map<String, Value>>,
     },
     /// A command.
     Command {
         /// What the shell gets, paths filled in.
-        script: String,
+        script: Box<str>,
         /// The words before the script.
         shell: Arc<[String]>,
         /// Declared variables.
         env: BTreeMap<String, String>,
         /// Where the shell starts, relative to the work folder; empty for the work folder itself.
-        workdir: String,
+        workdir: Arc<str>,
         /// The output that takes what the command prints to standard output.
-        stdout: Option<String>,
+        stdout: Option<Arc<str>>,
     },
+}
+
+fn is_empty(aside: &Map<String, Value>) -> bool {
+    aside.is_empty()
 }
 
 /// The params of a native stage, with those that do not enter the key.
@@ -169,7 +176,7 @@ pub fn with_all(params: &Value, aside: &serde_json::Map<String, Value>) -> Value
 }
 
 /// An output of a stage.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Output {
     /// Where the stage writes it, relative to its work folder.
     pub path: String,
@@ -177,11 +184,11 @@ pub struct Output {
     pub format: Format,
 }
 
-/// A connected input.
+/// A connected input. Its names are those of many others, which share them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Slot {
     /// Name under `in:`.
-    pub name: String,
+    pub name: Arc<str>,
     /// Whether it takes many values, whose labels reach the stage and so enter the key.
     pub many: bool,
     /// Its values, in an order that does not depend on the order of the file for gathered ones.
@@ -194,7 +201,7 @@ pub struct Bound {
     /// Where it comes from.
     pub origin: Origin,
     /// Where the stage finds it, relative to its work folder.
-    pub place: String,
+    pub place: Arc<str>,
     /// Coordinates of the stage that made it; empty for a single value.
     pub labels: Labels,
 }
@@ -205,16 +212,16 @@ pub enum Origin {
     /// A file or folder of the project.
     File {
         /// Absolute path.
-        path: PathBuf,
+        path: Arc<Path>,
         /// As written.
-        written: String,
+        written: Arc<str>,
     },
     /// An output of an earlier stage.
     Output {
         /// The stage.
         stage: StageId,
         /// Name of the output.
-        output: String,
+        output: Arc<str>,
     },
 }
 
@@ -253,7 +260,7 @@ impl Pipeline {
     /// What a bound value is called in messages: a path or `stage.output`.
     pub fn describe(&self, origin: &Origin) -> String {
         match origin {
-            Origin::File { written, .. } => written.clone(),
+            Origin::File { written, .. } => written.to_string(),
             Origin::Output { stage, output } => format!("{}.{output}", self.stages[*stage].name),
         }
     }

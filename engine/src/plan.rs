@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 use serde::Serialize;
-use trestle_cache::{ActionKey, ActionRecord, BlobId, Cache, Change, Content, Health, Manifest};
+use trestle_cache::{ActionKey, ActionRecord, BlobId, Cache, Change, Content, FileStat, Health, Manifest};
 
 use crate::action::{self, Contents};
 use crate::compiled::{Compiled, Edge, OutputId};
@@ -106,7 +106,7 @@ impl Planner {
     pub fn new(compiled: Arc<Compiled>, cache: Arc<Cache>, memo: Option<Memo>, history: Arc<History>) -> Self {
         let is_new = memo.is_none();
         let memo = memo.filter(|memo| memo.fits(&compiled)).unwrap_or_else(|| Memo::empty(&compiled));
-        let paths: Vec<_> = compiled.sources.iter().zip(&memo.sources).map(|(path, (_, stat))| (path.as_path(), *stat)).collect();
+        let paths: Vec<_> = compiled.sources.iter().zip(&memo.sources).map(|(path, (_, stat))| (&**path, *stat)).collect();
         let changed = cache.changed_sources(&paths);
         let sources = memo.sources.iter().zip(&changed).map(|((content, _), changed)| content.filter(|_| !changed)).collect();
         let source_same = changed.into_iter().map(|changed| !changed).collect();
@@ -246,38 +246,36 @@ impl Planner {
         if !self.learned && self.records_same {
             return Ok(None);
         }
-        let mut memo = Memo::empty(&self.compiled);
-        memo.records = self.cache.records_stat();
-        for (i, content) in self.sources.iter().enumerate() {
+        let records = self.cache.records_stat();
+        let source = |(i, content): (usize, &Option<Content>)| {
             let unchanged = self.memo.sources[i].0 == *content && self.source_same[i];
             let vouch = || content.and_then(|content| self.cache.vouch_source(&self.compiled.sources[i], &content));
-            memo.sources[i] = (*content, if unchanged { self.memo.sources[i].1 } else { vouch() });
-        }
+            (*content, if unchanged { self.memo.sources[i].1 } else { vouch() })
+        };
+        let sources = self.sources.iter().enumerate().map(source).collect();
         // What this run had no need of is as the last one left it; but a key from before holds only for what was read before, and while its
         // record is there.
-        let outputs: Vec<Option<Content>> = self.outputs.iter().zip(&self.memo.outputs).map(|(now, before)| now.or(*before)).collect();
-        memo.current = (0..self.keys.len())
+        let mut outputs: Vec<Option<Content>> = self.outputs.iter().zip(&self.memo.outputs).map(|(now, before)| now.or(*before)).collect();
+        let current = (0..self.keys.len())
             .map(|id| self.current[id] || (self.records_same && self.memo.current[id] && self.reads_the_same(id, &outputs)))
             .collect();
-        (memo.keys, memo.durations) = (self.keys, self.durations);
         let mut blobs_of: Vec<BlobId> = Vec::with_capacity(self.outputs.len());
-        let mut starts = Vec::with_capacity(self.outputs.len() + 1);
-        for (slot, content) in outputs.into_iter().enumerate() {
-            memo.outputs[slot] = content;
+        let mut blob_starts = Vec::with_capacity(self.outputs.len() + 1);
+        for slot in &mut outputs {
             let start = blobs_of.len();
-            starts.push(number(start));
-            if let Some(content) = content
+            blob_starts.push(number(start));
+            if let Some(content) = *slot
                 && self.cache.blobs_of(&content, &mut blobs_of).is_err()
             {
                 // Damaged since: the next run will look for itself.
-                memo.outputs[slot] = None;
+                *slot = None;
                 blobs_of.truncate(start);
             }
         }
-        starts.push(number(blobs_of.len()));
-        memo.blob_starts = starts;
-        fill_blobs(&mut memo, &blobs_of, &self.memo, &self.blob_changed, &self.cache);
-        Ok(Some(memo))
+        blob_starts.push(number(blobs_of.len()));
+        let (blobs, blobs_of) = numbered(&blobs_of, &self.memo, &self.blob_changed, &self.cache);
+        let (stamp, keys, durations) = (Some(self.compiled.stamp), self.keys, self.durations);
+        Ok(Some(Memo { stamp, records, sources, keys, current, durations, outputs, blobs, blobs_of, blob_starts }))
     }
 
     /// The stages that an input is missing from, if any.
@@ -370,8 +368,8 @@ impl Planner {
     }
 }
 
-/// Numbers all blobs, and takes the stats of those that the last memo does not vouch for.
-fn fill_blobs(memo: &mut Memo, blobs_of: &[BlobId], before: &Memo, changed: &[bool], cache: &Cache) {
+/// All blobs, with the stats of those that the last memo does not vouch for taken anew, and `blobs_of` by their places among them.
+fn numbered(blobs_of: &[BlobId], before: &Memo, changed: &[bool], cache: &Cache) -> (Vec<(BlobId, Option<FileStat>)>, Vec<u32>) {
     let mut ids: Vec<BlobId> = blobs_of.to_vec();
     ids.sort_unstable();
     ids.dedup();
@@ -379,14 +377,15 @@ fn fill_blobs(memo: &mut Memo, blobs_of: &[BlobId], before: &Memo, changed: &[bo
         let place = before.blobs.binary_search_by(|(other, _)| other.cmp(id)).ok()?;
         before.blobs[place].1.filter(|_| !changed[place])
     };
-    memo.blobs = ids.iter().map(|id| (*id, held(id))).collect();
-    let open: Vec<usize> = (0..ids.len()).filter(|&place| memo.blobs[place].1.is_none()).collect();
+    let mut blobs: Vec<(BlobId, Option<FileStat>)> = ids.iter().map(|id| (*id, held(id))).collect();
+    let open: Vec<usize> = (0..ids.len()).filter(|&place| blobs[place].1.is_none()).collect();
     let open_ids: Vec<BlobId> = open.iter().map(|&place| ids[place]).collect();
     for (place, stat) in open.into_iter().zip(cache.vouch_blobs(&open_ids)) {
-        memo.blobs[place].1 = stat;
+        blobs[place].1 = stat;
     }
     // Every id is in the sorted list, which was made from them.
-    memo.blobs_of = blobs_of.iter().filter_map(|id| ids.binary_search(id).ok()).map(number).collect();
+    let places = blobs_of.iter().filter_map(|id| ids.binary_search(id).ok()).map(number).collect();
+    (blobs, places)
 }
 
 /// Places of blobs are kept in 32 bits.

@@ -23,6 +23,7 @@ mod language_settings;
 mod language_variants;
 mod lies;
 mod lock;
+mod many;
 mod native;
 mod random;
 mod readme;

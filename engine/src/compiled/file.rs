@@ -11,9 +11,10 @@
 //! alone. Whatever does not match its checksum is an error that sends the caller back to the YAML.
 
 use std::borrow::Cow;
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, Seek, SeekFrom, Write};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -55,6 +56,8 @@ pub enum Stages {
         at: u64,
         /// How many stages there are.
         count: usize,
+        /// Where this process put it, until it is saved.
+        put: Option<PathBuf>,
     },
 }
 
@@ -135,17 +138,43 @@ impl Compiled {
         decode(&bytes, Digest::new(digest), file, (names_at, length(1)), names_at + length(1)).ok_or(LoadError::Damaged)
     }
 
-    /// Writes the file, by way of `temporary`. Does nothing for one that was loaded.
+    /// Saves the file, by way of `temporary`. Does nothing for one that was loaded.
     ///
     /// # Errors
     /// If it cannot be written.
     pub fn save(&self, temporary: &Path, path: &Path) -> io::Result<()> {
-        let Stages::Memory(pipeline) = &self.stages else { return Ok(()) };
+        match &self.stages {
+            Stages::Memory(pipeline) => {
+                self.write(pipeline, temporary)?;
+                fs::rename(temporary, path)
+            }
+            Stages::File { put: Some(put), .. } => fs::rename(put, path),
+            Stages::File { put: None, .. } => Ok(()),
+        }
+    }
+
+    /// Puts the stages into a file at `path`, from where they are read one by one: a run of very many stages then needs no memory for
+    /// those that are not its turn.
+    ///
+    /// # Errors
+    /// If the file cannot be written, or not be read again.
+    pub fn put(&self, path: PathBuf) -> Result<Self, LoadError> {
+        if let Stages::Memory(pipeline) = &self.stages {
+            self.write(pipeline, &path)?;
+        }
+        let mut loaded = Self::load(&path, self.stamp)?;
+        if let Stages::File { put, .. } = &mut loaded.stages {
+            *put = Some(path);
+        }
+        Ok(loaded)
+    }
+
+    fn write(&self, pipeline: &Pipeline, path: &Path) -> io::Result<()> {
         let graph = self.encode();
         let mut names: Vec<u8> = pipeline.stages.iter().flat_map(|stage| [stage.name.as_bytes(), b"\n"].concat()).collect();
         let check = Digest::of(&names);
         names.extend(check.as_bytes());
-        let mut out = io::BufWriter::with_capacity(1 << 18, File::create(temporary)?);
+        let mut out = io::BufWriter::with_capacity(1 << 18, File::create(path)?);
         // What stands before the stages and can only be said after them is written last.
         let mut starts: Vec<u64> = vec![0; pipeline.stages.len() + 1];
         out.write_all(&[0; HEAD])?;
@@ -169,8 +198,7 @@ impl Compiled {
             out.write_all(&length.to_le_bytes())?;
         }
         out.write_all(Digest::of(&graph).as_bytes())?;
-        out.flush()?;
-        fs::rename(temporary, path)
+        out.flush()
     }
 
     fn encode(&self) -> Vec<u8> {
@@ -199,7 +227,7 @@ fn decode(bytes: &[u8], stamp: Digest, file: File, names: (u64, u64), at: u64) -
     let count = take_u32(&mut rest)?;
     let mut sources = Vec::with_capacity(count.min(1 << 20) as usize);
     for _ in 0..count {
-        sources.push(PathBuf::from(std::ffi::OsString::from_vec(take_bytes(&mut rest)?.to_vec())));
+        sources.push(Path::new(OsStr::from_bytes(take_bytes(&mut rest)?)).into());
     }
     let edges = take_numbers(&mut rest)?;
     let edge_starts = take_numbers(&mut rest)?;
@@ -208,7 +236,7 @@ fn decode(bytes: &[u8], stamp: Digest, file: File, names: (u64, u64), at: u64) -
     let always = take_numbers(&mut rest)?.into_iter().map(|id| id as usize).collect();
     let shown = take_numbers(&mut rest)?.into_iter().map(|id| id as usize).collect();
     let count = edge_starts.len().checked_sub(1)?;
-    let stages = Stages::File { file, names, at, count };
+    let stages = Stages::File { file, names, at, count, put: None };
     Some(Compiled {
         name,
         stamp,

@@ -12,7 +12,7 @@ mod file;
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 
 use trestle_cache::Digest;
@@ -55,7 +55,7 @@ pub struct Compiled {
     /// Units of every named pool.
     pub pools: BTreeMap<String, u32>,
     /// Absolute paths of the files and folders of the project that stages read, without repeats.
-    pub sources: Vec<PathBuf>,
+    pub sources: Vec<Arc<Path>>,
     /// Edges of all stages one after the other, and where each stage's begin.
     edges: Vec<u32>,
     edge_starts: Vec<u32>,
@@ -88,18 +88,18 @@ impl Compiled {
             shown: Vec::new(),
             stages: Stages::Memory(Arc::clone(&pipeline)),
         };
-        let mut known: HashMap<PathBuf, u32> = HashMap::new();
+        let mut known: HashMap<Arc<Path>, u32> = HashMap::new();
         let mut is_read = vec![false; pipeline.stages.len()];
         for (id, stage) in pipeline.stages.iter().enumerate() {
             for bound in stage.inputs.iter().flat_map(|slot| &slot.values) {
                 let edge = match &bound.origin {
-                    Origin::File { path, .. } => *known.entry(path.clone()).or_insert_with(|| {
-                        compiled.sources.push(path.clone());
+                    Origin::File { path, .. } => *known.entry(Arc::clone(path)).or_insert_with(|| {
+                        compiled.sources.push(Arc::clone(path));
                         number(compiled.sources.len() - 1)
                     }),
                     Origin::Output { stage: from, output } => {
                         is_read[*from] = true;
-                        let place = pipeline.stages[*from].outputs.keys().position(|name| name == output).unwrap_or_default();
+                        let place = pipeline.stages[*from].outputs.keys().position(|name| **name == **output).unwrap_or_default();
                         OUTPUT | (compiled.output_starts[*from] + number(place))
                     }
                 };

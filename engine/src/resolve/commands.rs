@@ -36,7 +36,7 @@ pub fn command(run: &RunSpec, slots: &[Slot], scope: &Scope<'_>, environment: En
         Data::List(words) => paths.words(words, &mut problems),
         _ => (shell(run.shell.as_deref(), scope, &mut problems), paths.script(&run.script, &mut problems)),
     };
-    let action = Action::Command { script, shell, env, workdir, stdout };
+    let action = Action::Command { script: script.into(), shell, env, workdir: workdir.into(), stdout: stdout.map(Arc::from) };
     problems.or((action, outputs, Threads::ONE))
 }
 
@@ -97,7 +97,7 @@ fn take<T>(result: Result<T, Problems>, problems: &mut Problems) -> Option<T> {
 
 fn output_paths(outputs: &[(Key, Node)], slots: &[Slot], scope: &Scope<'_>, problems: &mut Problems) -> LiteMap<String, Output> {
     let mut taken: HashMap<String, Span> = HashMap::new();
-    let inputs: Vec<&str> = slots.iter().flat_map(|slot| &slot.values).map(|bound| bound.place.as_str()).collect();
+    let inputs: Vec<&str> = slots.iter().flat_map(|slot| &slot.values).map(|bound| &*bound.place).collect();
     let mut resolved = LiteMap::new();
     for (key, node) in outputs {
         let Some(value) = take(scope.fill(node), problems) else { continue };
@@ -230,7 +230,7 @@ impl Paths<'_> {
             let Some(value) = take(self.scope.fill(node), problems) else { continue };
             let word = plain(&value);
             let alone = word.strip_prefix("{in.").and_then(|rest| rest.strip_suffix('}')).filter(|name| !name.contains('}'));
-            match alone.and_then(|name| self.slots.iter().find(|slot| slot.name == name)) {
+            match alone.and_then(|name| self.slots.iter().find(|slot| *slot.name == *name)) {
                 Some(slot) => words.extend(slot.values.iter().map(|bound| format!("{}{}", self.up, bound.place))),
                 None => words.push(self.fill(&word, false, problems)),
             }
@@ -272,9 +272,9 @@ impl Paths<'_> {
     }
 
     fn input(&self, name: &str) -> Result<Vec<&str>, Option<Problem>> {
-        let slot = self.slots.iter().find(|slot| slot.name == name);
-        let slot = slot.ok_or_else(|| Some(self.unknown("in", name, self.slots.iter().map(|slot| slot.name.as_str()).collect())))?;
-        Ok(slot.values.iter().map(|bound| bound.place.as_str()).collect())
+        let slot = self.slots.iter().find(|slot| *slot.name == *name);
+        let slot = slot.ok_or_else(|| Some(self.unknown("in", name, self.slots.iter().map(|slot| &*slot.name).collect())))?;
+        Ok(slot.values.iter().map(|bound| &*bound.place).collect())
     }
 
     /// An output whose path is wrong, and a stage without outputs, were complained about already.

@@ -2,6 +2,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, HashSet};
+use std::sync::LazyLock;
 
 use petgraph::graph::{DiGraph, NodeIndex};
 use petgraph::visit::EdgeRef;
@@ -18,17 +19,44 @@ use crate::template::Scope;
 
 /// One variant of a stage.
 pub struct Draft {
+    spec: u32,
+    /// What its own `matrix:` and `foreach:` give it; most stages have neither.
+    own: Option<Box<Variant>>,
+}
+
+impl Draft {
+    fn new(spec: usize, own: Variant) -> Self {
+        Self { spec: index(spec), own: (own != Variant::default()).then(|| Box::new(own)) }
+    }
+
     /// Index into [`Program::stages`].
-    pub spec: usize,
+    pub fn spec(&self) -> usize {
+        self.spec as usize
+    }
+
     /// Coordinates from its own `matrix:` and `foreach:`.
-    pub own: Variant,
+    pub fn own(&self) -> &Variant {
+        static NONE: LazyLock<Variant> = LazyLock::new(Variant::default);
+        self.own.as_deref().unwrap_or(&NONE)
+    }
 }
 
 /// That the stage `to` of the file reads from `from`, by their indices into [`Program::stages`], and where it says so.
 struct Edge {
-    from: usize,
-    to: usize,
+    from: u32,
+    to: u32,
     span: Span,
+}
+
+impl Edge {
+    fn new(from: usize, to: usize, span: Span) -> Self {
+        Self { from: index(from), to: index(to), span }
+    }
+}
+
+/// A pipeline file has room for fewer stages than fit.
+fn index(stage: usize) -> u32 {
+    u32::try_from(stage).unwrap_or_else(|_| unreachable!("more than 2^32 stages in a file"))
 }
 
 /// An input as written, filled in.
@@ -64,7 +92,7 @@ pub fn draft(program: &Program, files: &Files, known: Known<'_>, problems: &mut 
             Ok(Variants::Later(reference, span)) => {
                 let sound = trial(stage, program, files, problems).unwrap_or_default();
                 drafted.note(index, &sound, program, problems);
-                drafted.edges.extend(program.index.get(reference.stage.as_str()).map(|&from| Edge { from, to: index, span }));
+                drafted.edges.extend(program.index.get(reference.stage.as_str()).map(|&from| Edge::new(from, index, span)));
                 drafted.later.insert(index, (reference, span));
                 continue;
             }
@@ -83,7 +111,7 @@ pub fn draft(program: &Program, files: &Files, known: Known<'_>, problems: &mut 
             match inputs(stage, program.unit(stage), files, &own) {
                 Ok(inputs) => {
                     drafted.note(index, &inputs, program, problems);
-                    drafted.drafts.push(Draft { spec: index, own });
+                    drafted.drafts.push(Draft::new(index, own));
                 }
                 Err(found) => {
                     problems.extend(found);
@@ -100,8 +128,9 @@ pub fn draft(program: &Program, files: &Files, known: Known<'_>, problems: &mut 
 impl Drafted {
     /// What a stage reads from.
     pub fn reads(&self, to: usize) -> impl Iterator<Item = usize> {
+        let to = index(to);
         let first = self.edges.partition_point(|edge| edge.to < to);
-        self.edges[first..].iter().take_while(move |edge| edge.to == to).map(|edge| edge.from)
+        self.edges[first..].iter().take_while(move |edge| edge.to == to).map(|edge| edge.from as usize)
     }
 
     /// Takes in what a stage reads from.
@@ -109,7 +138,7 @@ impl Drafted {
         for (wanted, span) in inputs.iter().flat_map(|input| &input.wants) {
             let Wanted::Output(reference) = wanted else { continue };
             match program.index.get(reference.stage.as_str()) {
-                Some(&from) => self.edges.push(Edge { from, to, span: *span }),
+                Some(&from) => self.edges.push(Edge::new(from, to, *span)),
                 None if program.broken.contains(&reference.stage) => {}
                 None => problems.push(unknown_stage(program, to, reference, *span)),
             }
@@ -201,7 +230,7 @@ fn base_graph(program: &Program, drafted: &Drafted) -> DiGraph<(), Span> {
         graph.add_node(());
     }
     for Edge { from, to, span } in &drafted.edges {
-        graph.add_edge(NodeIndex::new(*from), NodeIndex::new(*to), *span);
+        graph.add_edge(NodeIndex::new(*from as usize), NodeIndex::new(*to as usize), *span);
     }
     graph
 }

@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
+use std::sync::Arc;
 
 use litemap::LiteMap;
 
@@ -9,6 +10,7 @@ use super::drafts::{self, Draft, DraftInput, Drafted};
 use super::join::{Group, Instances};
 use super::program::Program;
 use super::project::{Finder, is_pattern};
+use super::shared::Shared;
 use super::variants::too_many;
 use super::{Choices, MAX_STAGES};
 use crate::compiled::Dependency;
@@ -16,7 +18,7 @@ use crate::pipeline::{Labels, Later, Origin, Output, Stage, StageId, expanded_na
 use crate::problem::{Problem, Problems, Span};
 use crate::reference::{Reference, Wanted};
 use crate::source::Files;
-use crate::spec::{ActionSpec, StageSpec};
+use crate::spec::{ActionSpec, StageSpec, StageSpecs};
 use crate::stage::{Arity, Format, InPort, Kind, Registry};
 
 /// Expands stage after stage, in topological order.
@@ -31,8 +33,9 @@ pub struct Expander<'s> {
     pub(super) off: Vec<bool>,
     pub(super) problems: Problems,
     pub(super) finder: Finder,
+    pub(super) shared: Shared,
     /// Stages of the file that are not expanded yet: what was written of a stage is let go once it is expanded.
-    specs: Vec<Option<StageSpec>>,
+    specs: Vec<Option<Box<StageSpec>>>,
     /// Where the conditions of stages stand.
     conditions: HashMap<usize, Span>,
     /// Expanded stages of every stage of the file.
@@ -59,7 +62,7 @@ pub enum Picked {
     /// A path or pattern as written, which is looked for once it is clear that the stage is not left out.
     Project(Rc<str>, Span),
     /// An output of an earlier stage.
-    Output(StageId, Rc<str>),
+    Output(StageId, Arc<str>),
 }
 
 /// A reference to a stage of the file, for a port, and where it is written.
@@ -83,8 +86,8 @@ pub struct Expanded {
 
 impl<'s> Expander<'s> {
     /// An expander of the stages `specs` of a program.
-    pub fn new(program: &'s Program, specs: Vec<StageSpec>, files: &'s Files, registry: &'s Registry, choices: &'s Choices<'s>) -> Self {
-        let specs: Vec<Option<StageSpec>> = specs.into_iter().map(Some).collect();
+    pub fn new(program: &'s Program, specs: StageSpecs, files: &'s Files, registry: &'s Registry, choices: &'s Choices<'s>) -> Self {
+        let specs = specs.into_iter().map(Some).collect();
         Self {
             program,
             specs,
@@ -96,6 +99,7 @@ impl<'s> Expander<'s> {
             off: Vec::new(),
             problems: Problems::new(),
             finder: Finder::default(),
+            shared: Shared::default(),
             instances: Vec::new(),
             broken: HashSet::new(),
             later: HashMap::new(),
@@ -115,8 +119,8 @@ impl<'s> Expander<'s> {
             if self.is_later(base, &spec, drafted) {
                 continue;
             }
-            let first = drafted.drafts.partition_point(|draft| draft.spec < base);
-            for draft in drafted.drafts[first..].iter().take_while(|draft| draft.spec == base) {
+            let first = drafted.drafts.partition_point(|draft| draft.spec() < base);
+            for draft in drafted.drafts[first..].iter().take_while(|draft| draft.spec() == base) {
                 sound &= self.expand(&spec, draft);
             }
             if !sound {
@@ -244,8 +248,8 @@ impl<'s> Expander<'s> {
     fn expand(&mut self, stage: &StageSpec, draft: &Draft) -> bool {
         let kind = self.kind_of(stage);
         // What is wrong in them was complained about when they were drafted.
-        let Ok(inputs) = drafts::inputs(stage, self.program.unit(stage), self.files, &draft.own) else { return false };
-        let mut partials = vec![Partial { labels: draft.own.labels.clone(), slots: Vec::with_capacity(inputs.len()), reads_off: None }];
+        let Ok(inputs) = drafts::inputs(stage, self.program.unit(stage), self.files, draft.own()) else { return false };
+        let mut partials = vec![Partial { labels: draft.own().labels.clone(), slots: Vec::with_capacity(inputs.len()), reads_off: None }];
         let mut sound = self.check_missing(stage, kind, &inputs);
         for (i, input) in inputs.iter().enumerate() {
             let name = stage.inputs[input.key].0.name.as_str();
@@ -411,15 +415,15 @@ impl<'s> Expander<'s> {
 
     /// Axes named in brackets must exist.
     fn check_axes(&mut self, base: usize, reference: &Reference, span: Span) -> Option<()> {
-        let axes = &self.instances[base].axes;
+        let axes: Vec<&str> = self.instances[base].axes().collect();
         for (axis, _) in &reference.fixed {
-            if !axes.contains(axis) && !self.instances[base].ids.is_empty() {
+            if !axes.contains(&axis.as_str()) && !self.instances[base].ids.is_empty() {
                 let problem = Problem::new("reference::unknown-axis", format!("stage `{}` has no axis `{axis}`", reference.stage))
                     .at(span, "in this reference");
                 self.problems.push(if axes.is_empty() {
                     problem.help("it has no matrix")
                 } else {
-                    problem.nearest(axis, axes.iter().map(String::as_str))
+                    problem.nearest(axis, axes.iter().copied())
                 });
                 return None;
             }
@@ -467,7 +471,7 @@ impl<'s> Expander<'s> {
             });
             return None;
         }
-        Some(Picked::Output(id, output.into()))
+        Some(Picked::Output(id, self.shared.text(&output)))
     }
 }
 

@@ -9,6 +9,7 @@ use litemap::LiteMap;
 use super::drafts::{Draft, DraftInput};
 use super::expand::{Expander, Partial, Picked, port};
 use super::params::Resolved;
+use super::shared::Shared;
 use super::{commands, params, settings, when};
 use crate::pipeline::{Action, Bound, Labels, Origin, Settings, Slot, Stage, default_shell, expanded_name};
 use crate::problem::Problems;
@@ -29,7 +30,7 @@ impl<'s> Expander<'s> {
     ) -> bool {
         let Partial { labels, slots, reads_off } = partial;
         let unit = self.program.unit(spec);
-        let scope = Scope { params: &unit.params, items: &draft.own.items, matrix: &labels, files: self.files };
+        let scope = Scope { params: &unit.params, items: &draft.own().items, matrix: &labels, files: self.files };
         let is_on = spec.when.as_ref().map_or(Ok(true), |node| when::holds(node, &scope));
         let built = is_on.and_then(|is_on| match (is_on, reads_off) {
             (true, Some((id, span))) => Err(self.left_out(id, span).into()),
@@ -46,6 +47,7 @@ impl<'s> Expander<'s> {
         self.off.push(built.is_none());
         let Built { inputs, resolved: (action, outputs, threads), settings } = built.unwrap_or_else(nothing);
         let name = expanded_name(&spec.name.value, &labels);
+        let outputs = self.shared.outputs(outputs);
         self.stages.push(Stage { name, labels, action, inputs, outputs, threads, settings });
         true
     }
@@ -93,7 +95,7 @@ impl<'s> Expander<'s> {
         let mut inputs = Vec::with_capacity(slots.len());
         for (i, picked) in slots {
             match self.found(&self.program.unit(spec).root, picked) {
-                Ok(picked) => inputs.push(slot(kind, &drafted[i], &spec.inputs[drafted[i].key].0.name, picked)),
+                Ok(picked) => inputs.push(slot(kind, &drafted[i], &spec.inputs[drafted[i].key].0.name, picked, &mut self.shared)),
                 Err(found) => problems.extend(found),
             }
         }
@@ -117,7 +119,7 @@ impl<'s> Expander<'s> {
                     let labels = self.stages[stage].labels.clone();
                     let path = self.stages[stage].outputs.get(&*output).map_or(Path::new(""), |output| Path::new(&output.path));
                     let file_name = name_of(path, &output);
-                    all.push(Value { origin: Origin::Output { stage, output: output.to_string() }, labels, file_name });
+                    all.push(Value { origin: Origin::Output { stage, output }, labels, file_name });
                 }
             }
         }
@@ -147,19 +149,19 @@ struct Built {
 /// What stands for a stage that is left out.
 fn nothing() -> Built {
     let action =
-        Action::Command { script: String::new(), shell: default_shell(), env: BTreeMap::new(), workdir: String::new(), stdout: None };
+        Action::Command { script: Box::default(), shell: default_shell(), env: BTreeMap::new(), workdir: Arc::default(), stdout: None };
     Built { inputs: Vec::new(), resolved: (action, LiteMap::new(), Threads::ONE), settings: Settings::shared() }
 }
 
-fn slot(kind: Option<&Kind>, input: &DraftInput, name: &str, picked: Vec<Value>) -> Slot {
+fn slot(kind: Option<&Kind>, input: &DraftInput, name: &str, picked: Vec<Value>, shared: &mut Shared) -> Slot {
     let many =
         port(kind, name).many && (kind.is_some() || input.list || picked.len() > 1 || input.wants.iter().any(|(want, _)| is_several(want)));
     let count = picked.len();
-    let values = picked.into_iter().enumerate().map(|(i, value)| bound(kind, name, many, (i, count), value)).collect();
-    Slot { name: name.to_owned(), many, values }
+    let values = picked.into_iter().enumerate().map(|(i, value)| bound(kind, name, many, (i, count), value, shared)).collect();
+    Slot { name: shared.text(name), many, values }
 }
 
-fn bound(kind: Option<&Kind>, input: &str, many: bool, (i, count): (usize, usize), value: Value) -> Bound {
+fn bound(kind: Option<&Kind>, input: &str, many: bool, (i, count): (usize, usize), value: Value, shared: &mut Shared) -> Bound {
     let is_file = matches!(value.origin, Origin::File { .. });
     let folder = if many && count > 1 { format!("in/{input}/{}", place_of_labels(i, &value.labels)) } else { format!("in/{input}") };
     let place = match (&value.origin, kind) {
@@ -170,6 +172,8 @@ fn bound(kind: Option<&Kind>, input: &str, many: bool, (i, count): (usize, usize
         (_, Some(_)) => folder,
     };
     let labels = if many { value.labels } else { Labels::new() };
+    // Files of the project are many, and few of them have one name.
+    let place = if is_file { place.into() } else { shared.text(&place) };
     Bound { origin: value.origin, place, labels }
 }
 

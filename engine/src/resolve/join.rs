@@ -17,8 +17,15 @@ pub type Group = (Labels, Vec<StageId>);
 pub struct Instances {
     /// Their ids.
     pub ids: std::ops::Range<StageId>,
+    /// Most stages have no coordinates, and then nothing to tell them apart by.
+    coordinates: Option<Box<Coordinates>>,
+}
+
+/// By what the expanded stages of one stage of the file differ.
+#[derive(Debug, Default)]
+struct Coordinates {
     /// All axes that one of them has.
-    pub axes: BTreeSet<String>,
+    axes: BTreeSet<String>,
     /// Whether all have the same axes.
     uniform: bool,
     /// Ids by their values on some axes, for every set of axes that was asked for.
@@ -32,16 +39,23 @@ impl Instances {
         let axes: BTreeSet<String> = members.first().map(|stage| stage.labels.keys().cloned().collect()).unwrap_or_default();
         let uniform = members.iter().all(|stage| stage.labels.len() == axes.len() && stage.labels.keys().eq(axes.iter()));
         let axes = if uniform { axes } else { members.iter().flat_map(|stage| stage.labels.keys().cloned()).collect() };
-        Self { ids, axes, uniform, indices: HashMap::new() }
+        let coordinates = Coordinates { axes, uniform, indices: HashMap::new() };
+        Self { ids, coordinates: (!coordinates.axes.is_empty()).then(|| Box::new(coordinates)) }
+    }
+
+    /// All axes that one of them has, sorted.
+    pub fn axes(&self) -> impl Iterator<Item = &str> {
+        self.coordinates.iter().flat_map(|coordinates| &coordinates.axes).map(String::as_str)
     }
 
     /// Those that fit the reference and the reader's coordinates, grouped by what the reader inherits.
     pub fn matching(&mut self, stages: &[Stage], reference: &Reference, labels: &Labels) -> Vec<Group> {
-        // The common case, without any coordinates.
-        if self.axes.is_empty() {
-            return if self.ids.is_empty() { Vec::new() } else { vec![(Labels::new(), self.ids.clone().collect())] };
-        }
-        let candidates: Vec<StageId> = if self.uniform { self.indexed(stages, reference, labels) } else { self.ids.clone().collect() };
+        let ids = self.ids.clone();
+        let Some(coordinates) = &mut self.coordinates else {
+            return if ids.is_empty() { Vec::new() } else { vec![(Labels::new(), ids.collect())] };
+        };
+        let candidates: Vec<StageId> =
+            if coordinates.uniform { coordinates.indexed(stages, ids, reference, labels) } else { ids.collect() };
         let mut groups: Vec<Group> = Vec::new();
         let mut known: HashMap<String, usize> = HashMap::new();
         for id in candidates {
@@ -63,9 +77,11 @@ impl Instances {
         }
         groups
     }
+}
 
+impl Coordinates {
     /// Candidates by the index over the axes that are fixed or joined.
-    fn indexed(&mut self, stages: &[Stage], reference: &Reference, labels: &Labels) -> Vec<StageId> {
+    fn indexed(&mut self, stages: &[Stage], ids: std::ops::Range<StageId>, reference: &Reference, labels: &Labels) -> Vec<StageId> {
         let decides = |axis: &&String| is_fixed(reference, axis) || (!reference.gather && labels.contains_key(*axis));
         let axes: Vec<String> = self.axes.iter().filter(decides).cloned().collect();
         let wanted: Vec<String> = axes
@@ -75,7 +91,6 @@ impl Instances {
                 fixed.unwrap_or_else(|| labels.get(axis).map(plain).unwrap_or_default())
             })
             .collect();
-        let ids = self.ids.clone();
         let index = self.indices.entry(axes).or_insert_with_key(|axes| {
             let mut index: HashMap<String, Vec<StageId>> = HashMap::new();
             for id in ids {

@@ -10,6 +10,7 @@ mod params;
 mod program;
 pub(crate) mod project;
 mod settings;
+mod shared;
 mod values;
 pub mod variants;
 mod when;

@@ -25,7 +25,12 @@ pub fn native(stage: &StageSpec, kind: &Kind, with: Option<&Node>, scope: &Scope
         .iter()
         .map(|port| (port.name.to_owned(), Output { path: format!("out/{}", port.path), format: port.format }))
         .collect();
-    let action = Action::Native { kind: kind.name.to_owned(), version: kind.version, params: checked.params, aside: checked.aside };
+    let action = Action::Native {
+        kind: kind.name.to_owned(),
+        version: kind.version,
+        params: Box::new(checked.params),
+        aside: Box::new(checked.aside),
+    };
     problems.or((action, outputs, checked.threads))
 }
 

@@ -8,7 +8,7 @@ use compact_str::CompactString;
 use serde_json::{Map, Value};
 
 use crate::compiled::Dependency;
-use crate::spec::StageSpec;
+use crate::spec::{StageSpec, StageSpecs};
 
 /// What the stages of one file share.
 #[derive(Debug)]
@@ -27,7 +27,7 @@ pub struct Program {
     /// The files, the pipeline file itself first.
     pub units: Vec<Unit>,
     /// The stages of all files.
-    pub stages: Vec<StageSpec>,
+    pub stages: StageSpecs,
     /// Place of each name in `stages`.
     pub index: HashMap<CompactString, usize>,
     /// Names of stages whose shape is wrong; what refers to them is not complained about.

@@ -1,7 +1,8 @@
 //! Files of the project that inputs name: single ones, folders, and patterns such as `./src/**/*.py`.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::sync::Arc;
 
 use crate::compiled::Dependency;
 use crate::problem::{Problem, Span};
@@ -14,15 +15,15 @@ const MATCHING: glob::MatchOptions =
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Found {
     /// Where it is.
-    pub path: PathBuf,
+    pub path: Arc<Path>,
     /// What it is called: as written, or as a pattern would have to be written for it alone.
-    pub written: String,
+    pub written: Arc<str>,
 }
 
 /// What was looked for, so that each is looked for once.
 #[derive(Debug, Default)]
 pub struct Finder {
-    seen: HashMap<PathBuf, bool>,
+    seen: HashMap<Arc<Path>, bool>,
     /// Patterns that were looked for, with what they fitted.
     pub patterns: Vec<Dependency>,
 }
@@ -40,23 +41,23 @@ impl Finder {
     pub fn find(&mut self, root: &Path, written: &str, span: Span) -> Result<Vec<Found>, Problem> {
         if is_pattern(written) {
             let found = matching(root, written, span)?;
-            let names: Vec<&str> = found.iter().map(|found| found.written.as_str()).collect();
+            let names: Vec<&str> = found.iter().map(|found| &*found.written).collect();
             self.patterns.push(Dependency::pattern(root, written, &names));
             return Ok(found);
         }
-        let path = root.join(written);
-        if !*self.seen.entry(path.clone()).or_insert_with_key(|path| path.exists()) {
+        let path: Arc<Path> = root.join(written).into();
+        if !*self.seen.entry(Arc::clone(&path)).or_insert_with_key(|path| path.exists()) {
             return Err(Problem::new("input::not-found", format!("there is no file or folder `{written}`"))
                 .at(span, "not found")
                 .help("paths are relative to the folder of the pipeline file"));
         }
-        Ok(vec![Found { path, written: written.to_owned() }])
+        Ok(vec![Found { path, written: written.into() }])
     }
 }
 
 /// Names of the files that fit a pattern; none if there is no such file.
 pub fn names(root: &Path, pattern: &str) -> Option<Vec<String>> {
-    Some(matching(root, pattern, Span::default()).ok()?.into_iter().map(|found| found.written).collect())
+    Some(matching(root, pattern, Span::default()).ok()?.into_iter().map(|found| found.written.to_string()).collect())
 }
 
 fn matching(root: &Path, pattern: &str, span: Span) -> Result<Vec<Found>, Problem> {
@@ -79,7 +80,7 @@ fn matching(root: &Path, pattern: &str, span: Span) -> Result<Vec<Found>, Proble
         }
         let inside = path.strip_prefix(root).unwrap_or(&path);
         let written = inside.to_str().ok_or_else(|| bad(format!("it fits {}, whose name is not text", inside.display())))?.to_owned();
-        found.push(Found { path, written });
+        found.push(Found { path: path.into(), written: written.into() });
     }
     if found.is_empty() {
         return Err(Problem::new("input::no-match", format!("no file fits `{pattern}`"))

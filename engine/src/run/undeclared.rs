@@ -32,6 +32,6 @@ fn project_file(word: &str, root: &Path, stage: &Stage) -> Option<String> {
         return None;
     }
     let inside: PathBuf = inside.components().filter(|part| *part != Component::CurDir).collect();
-    let is_declared = stage.inputs.iter().flat_map(|slot| &slot.values).any(|bound| inside.starts_with(&bound.place));
+    let is_declared = stage.inputs.iter().flat_map(|slot| &slot.values).any(|bound| inside.starts_with(&*bound.place));
     (!is_declared).then(|| inside.to_string_lossy().into_owned())
 }

@@ -158,11 +158,11 @@ fn prepare(around: &Surroundings, what: &Work, grant: &Grant) -> Result<(Room, O
     let values = stage.inputs.iter().zip(contents).flat_map(|(slot, contents)| slot.values.iter().zip(contents));
     let mut values: Vec<(&Bound, &Content)> = values.collect();
     // A folder before what is in it: a file of a folder that is an input too is there already.
-    values.sort_by_key(|(bound, _)| bound.place.as_str());
+    values.sort_by_key(|(bound, _)| &*bound.place);
     let mut laid: Vec<&str> = Vec::new();
     for (bound, content) in values {
-        let place = work.join(&bound.place);
-        if laid.iter().any(|above| Path::new(&bound.place).starts_with(above)) {
+        let place = work.join(&*bound.place);
+        if laid.iter().any(|above| Path::new(&*bound.place).starts_with(above)) {
             check_laid(cache, bound, content, &place)?;
         } else {
             lay_out(cache, bound, content, &place, how(&bound.place))?;
@@ -179,7 +179,7 @@ fn layout(stage: &Stage, contents: &[Vec<Content>]) -> Layout {
     let mut trees = Vec::new();
     for (slot, contents) in stage.inputs.iter().zip(contents) {
         for (bound, content) in slot.values.iter().zip(contents) {
-            let place = Path::new(&bound.place);
+            let place = Path::new(&*bound.place);
             layout.add(place, false);
             match content {
                 Content::Blob { size, .. } if *size <= Cache::SMALL => drop(layout.files.insert(place.to_owned())),
@@ -190,7 +190,7 @@ fn layout(stage: &Stage, contents: &[Vec<Content>]) -> Layout {
     }
     stage.outputs.values().for_each(|output| layout.add(Path::new(&output.path), false));
     if let Action::Command { workdir, .. } = &stage.action {
-        layout.add(Path::new(workdir), true);
+        layout.add(Path::new(&**workdir), true);
     }
     // A folder among the inputs is laid down as a whole, with all that is in it.
     let is_inside = |path: &PathBuf| trees.iter().any(|tree| path.starts_with(tree));
@@ -211,7 +211,7 @@ fn task(stage: &Stage, room: &Room, grant: &Grant, options: &Options, kept: Path
                 inputs: stage
                     .inputs
                     .iter()
-                    .map(|slot| (slot.name.clone(), slot.values.iter().map(|bound| input(&room.work(), bound)).collect()))
+                    .map(|slot| (slot.name.to_string(), slot.values.iter().map(|bound| input(&room.work(), bound)).collect()))
                     .collect(),
                 outputs: stage.outputs.iter().map(|(name, output)| (name.clone(), room.work().join(&output.path))).collect(),
                 threads: grant.threads,
@@ -229,12 +229,12 @@ fn task(stage: &Stage, room: &Room, grant: &Grant, options: &Options, kept: Path
                 variables.insert("CUDA_VISIBLE_DEVICES".to_owned(), numbers.join(","));
             }
             variables.extend(env.clone());
-            let target = stdout.as_ref().and_then(|name| stage.outputs.get(name));
+            let target = stdout.as_ref().and_then(|name| stage.outputs.get(&**name));
             Ok(Task::Command {
                 shell: Arc::clone(shell),
-                script: script.clone(),
+                script: script.to_string(),
                 env: variables,
-                workdir: workdir.clone(),
+                workdir: workdir.to_string(),
                 stdout: target.map(|output| room.work().join(&output.path)),
                 network: stage.settings.network,
             })
@@ -243,7 +243,7 @@ fn task(stage: &Stage, room: &Room, grant: &Grant, options: &Options, kept: Path
 }
 
 fn input(work: &Path, bound: &Bound) -> Input {
-    Input { path: work.join(&bound.place), labels: bound.labels.iter().map(|(axis, value)| (axis.clone(), value.clone())).collect() }
+    Input { path: work.join(&*bound.place), labels: bound.labels.iter().map(|(axis, value)| (axis.clone(), value.clone())).collect() }
 }
 
 /// Makes sure that what another input brought to this place is what the key was made of.
@@ -279,7 +279,7 @@ fn lay_out(cache: &Cache, bound: &Bound, content: &Content, place: &Path, how: H
 /// Stores all outputs.
 fn store(stage: &Stage, cache: &Cache, room: &Room, durability: Durability) -> Result<BTreeMap<String, Content>, StageError> {
     let mut outputs = BTreeMap::new();
-    for (name, output) in &stage.outputs {
+    for (name, output) in stage.outputs.iter() {
         let path = room.work().join(&output.path);
         stays_inside(&room.work(), &output.path, name)?;
         let content = cache.ingest(&path, durability).map_err(|error| match error {

@@ -53,7 +53,7 @@ impl Reader {
         spec.stages.reserve(entries.len());
         for (key, node) in entries {
             match self.stage(&key, node) {
-                Some(stage) => spec.stages.push(stage),
+                Some(stage) => spec.stages.push(Box::new(stage)),
                 None => spec.broken.push(key.name.into()),
             }
         }

@@ -51,7 +51,7 @@ pub struct Spec {
     /// `pools:`, units by name.
     pub pools: Entries,
     /// `stages:` in the order of the file, without those whose shape is wrong.
-    pub stages: Vec<StageSpec>,
+    pub stages: StageSpecs,
     /// Names of stages whose shape is wrong; what refers to them is not complained about.
     pub broken: Vec<String>,
 }
@@ -66,6 +66,9 @@ pub struct IncludeSpec {
     /// `params:`, a map.
     pub params: Option<Node>,
 }
+
+/// The entries of `stages:`. Each is let go when it is expanded, so each has memory of its own.
+pub type StageSpecs = Vec<Box<StageSpec>>;
 
 /// One entry of `stages:`. There can be very many, so what few of them have lies apart.
 #[derive(Debug, Clone)]
