@@ -120,7 +120,9 @@ fn set(params: &mut Map<String, Value>, path: &str, value: &Value) -> Result<(),
     let unknown = |part: &str, names: Vec<String>| {
         let problem = Problem::new("set::unknown-param", format!("`--set {path}=…`: the pipeline declares no param `{path}`"));
         if path.contains("::") {
-            problem.help("an included file gets its params from `params:` of its entry under `include`; let that refer to a param of this file")
+            problem.help(
+                "an included file gets its params from `params:` of its entry under `include`; let that refer to a param of this file",
+            )
         } else if names.is_empty() {
             problem.help("it declares none; add it under `params:`")
         } else {
