@@ -140,9 +140,8 @@ impl Rounds {
             Event::Cached { stage, .. } if self.told.contains(&stage) => None,
             Event::Cached { ref stage, .. } | Event::Done { ref stage, .. } => {
                 self.executing += usize::from(matches!(event, Event::Done { .. }));
-                if !is_last {
-                    self.telling.push(stage.clone());
-                }
+                // The last round too: a kept plan that turns out to be damaged is followed by one more.
+                self.telling.push(stage.clone());
                 Some(event)
             }
             Event::Summary(summary) if is_last || !is_good(&summary) => Some(Event::Summary(self.total(summary))),
