@@ -52,13 +52,16 @@ fn a_damaged_record_counts_as_none() {
 fn a_damaged_plan_is_made_again() {
     let project = chain();
     project.run();
+    let mut lines = 100;
     for plan in files(&store::plans(project.path())) {
         let bytes = std::fs::read(&plan).unwrap();
         for at in (0..bytes.len()).step_by(23) {
             let mut other = bytes.clone();
             other[at] ^= 1;
             store::overwrite(&plan, &other);
-            project.write("src.txt", &format!("{at}\n"));
+            // Never the same number of lines, so that all stages run and so are looked at.
+            lines += 1;
+            project.write("src.txt", &"line\n".repeat(lines));
             let run = project.run_with(&[]);
             assert_eq!(run.code, Some(0), "{} at {at}: {:#?}", plan.display(), run.events);
             // Where the damage shows in the midst of a run, the rest is done in a second round: nothing is told of twice.
