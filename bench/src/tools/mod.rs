@@ -111,7 +111,8 @@ impl Tool {
         written.map_err(|e| format!("{}: {e}", project.display()))
     }
 
-    /// Removes all that it made, so that the next run is a full one.
+    /// Puts aside all that it made, so that the next run is a full one. What is removed would be charged to that run: for a minute ext4 passes
+    /// over every inode that was given back, one by one, whoever asks for a new one.
     pub fn forget(&self, project: &Path) -> Result<(), String> {
         let state: &[&str] = match self.kind {
             Kind::Trestle => &[".trestle"],
@@ -121,7 +122,7 @@ impl Tool {
             Kind::Snakemake => &[".snakemake"],
             Kind::Dvc => &["dvc.lock", ".dvc/cache", ".dvc/tmp"],
         };
-        let forgotten = state.iter().chain(["out"].iter()).try_for_each(|name| remove(&project.join(name)));
+        let forgotten = state.iter().chain(["out"].iter()).try_for_each(|name| put_aside(project, name));
         let made = || if self.kind == Kind::Trestle { Ok(()) } else { fs::create_dir(project.join("out")) };
         forgotten.and_then(|()| made()).map_err(|e| format!("{}: {e}", project.display()))
     }
@@ -207,6 +208,17 @@ pub fn version(program: &str) -> Result<String, String> {
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let line = text.lines().find(|line| line.contains(|c: char| c.is_ascii_digit()));
     line.map(|line| line.trim().to_owned()).ok_or_else(|| format!("`{program} --version` says nothing"))
+}
+
+/// Moves what is called `name` in a project out of it, into the folder beside it that goes with the projects.
+fn put_aside(project: &Path, name: &str) -> io::Result<()> {
+    let (path, aside) = (project.join(name), project.with_file_name("aside"));
+    if !path.exists() {
+        return Ok(());
+    }
+    fs::create_dir_all(&aside)?;
+    let number = fs::read_dir(&aside)?.count();
+    fs::rename(path, aside.join(number.to_string()))
 }
 
 /// Removes a file or a folder, if it is there.
