@@ -168,6 +168,8 @@ impl Recording {
 /// Makes what was stored durable, and known by its stat, so that the next run need not read it again.
 fn finish(session: Session, summary: &Summary, render: &mut dyn Render) -> Result<(), Fail> {
     if summary.executed > 0 {
+        // A process that a killed run was just starting holds its lock until it is the command, so that the first sweep may miss it.
+        session.cache.sweep_tmp(&mut |folder| end_below(folder))?;
         session.cache.sync()?;
         for blob in session.cache.settle(SETTLE_BYTES)? {
             render.note(&format!(

@@ -55,11 +55,19 @@ pub fn end(leader: Pid, mark: &str) {
 #[cfg(not(target_os = "linux"))]
 pub fn end(_leader: rustix::process::Pid, _mark: &str) {}
 
-/// Ends every process of this user whose `TMPDIR` is below a folder: what a run that was killed left at work.
+/// Ends every process of this user whose `TMPDIR` is below a folder, with those that they start meanwhile, and waits until they are no
+/// more: what a run that was killed left at work. What is killed still ends what it asked the kernel for, such as the making of a file.
 pub fn end_below(folder: &std::path::Path) {
     #[cfg(target_os = "linux")]
-    for pid in all().filter(|pid| works_below(*pid, folder)) {
-        let _ = kill_process(pid, Signal::KILL);
+    for _ in 0..ROUNDS {
+        let found: Vec<Pid> = all().filter(|pid| works_below(*pid, folder)).collect();
+        if found.is_empty() {
+            return;
+        }
+        for pid in found {
+            let _ = kill_process(pid, Signal::KILL);
+        }
+        std::thread::sleep(Duration::from_millis(1));
     }
     #[cfg(not(target_os = "linux"))]
     let _ = folder;
@@ -104,4 +112,30 @@ fn environment(pid: Pid) -> Vec<u8> {
         std::thread::sleep(Duration::from_micros(500));
     }
     Vec::new()
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    /// Shells that start others as fast as they can, each of which leaves a file.
+    #[test]
+    fn nothing_is_left_at_work_below_a_folder() {
+        for _ in 0..20 {
+            let dir = tempfile::tempdir().unwrap();
+            let folder = dir.path().join("work");
+            std::fs::create_dir(&folder).unwrap();
+            let script = "for i in $(seq 2000); do sh -c 'echo > \"$TMPDIR/$$\"' & echo > \"$TMPDIR/$i\"; done";
+            let mut shells: Vec<_> =
+                (0..2).map(|_| std::process::Command::new("sh").args(["-c", script]).env("TMPDIR", &folder).spawn().unwrap()).collect();
+            std::thread::sleep(Duration::from_millis(20));
+            end_below(dir.path());
+            std::fs::remove_dir_all(&folder).unwrap();
+            for shell in &mut shells {
+                shell.wait().unwrap();
+            }
+            assert!(!folder.exists());
+        }
+    }
 }
