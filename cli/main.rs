@@ -27,6 +27,7 @@ mod status;
 mod verify;
 mod watch;
 mod words;
+mod written;
 
 use std::io::Write;
 use std::process::ExitCode;

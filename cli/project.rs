@@ -3,30 +3,24 @@
 //! Most commands want the whole pipeline ([`Project`]). `run` and `plan` want to know quickly that nothing changed ([`Session`]): they
 //! take the compiled form that an earlier run left, as long as all that it was made from is the same.
 
-use std::cell::RefCell;
 use std::io::ErrorKind;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use trestle_cache::{Cache, Digest, RunLock};
-use trestle_engine::compiled::{Compiled, Dependency};
+use trestle_cache::{Cache, RunLock};
+use trestle_engine::compiled::Compiled;
 use trestle_engine::memo::{History, Memo};
 use trestle_engine::pipeline::{Later, Pipeline, StageId};
 use trestle_engine::plan::Planner;
-use trestle_engine::problem::Problems;
-use trestle_engine::resolve::commands::Environment;
-use trestle_engine::resolve::variants::Known;
-use trestle_engine::resolve::{self, Choices, Override};
 use trestle_engine::run::file_name;
-use trestle_engine::source::{Files, parse};
 use trestle_engine::stage::Registry;
 use trestle_engine::target;
 
 use crate::args::Source;
 use crate::fail::Fail;
-use crate::lists::{self, Lists};
+use crate::lists::Lists;
 use crate::words;
+use crate::written::Written;
 
 /// Name of the folder that holds the cache and everything else of a project that is not its own.
 const FOLDER: &str = ".trestle";
@@ -40,117 +34,22 @@ const MANY: usize = 20_000;
 pub struct Place {
     /// The pipeline file, as named.
     pub file: PathBuf,
-    text: Arc<String>,
     /// The folder of the file.
-    folder: PathBuf,
+    pub folder: PathBuf,
     /// The root of the project.
     pub root: PathBuf,
     /// The folder of the cache.
     pub cache: PathBuf,
-    source: Source,
-    /// Names and texts of the files of params.
-    params: Vec<(String, String)>,
 }
 
 impl Place {
-    /// Reads the pipeline file that the command line names; the other words come back.
-    pub fn find(free_words: &[String], source: &Source) -> Result<(Self, Vec<String>), Fail> {
-        let (file, rest) = words::split(free_words, source)?;
-        let text = std::fs::read_to_string(&file).map_err(|e| {
-            Fail::with_help(
-                format!("cannot read the pipeline file {}: {e}", file.display()),
-                "the first word of the command, or `--file`, names it",
-            )
-        })?;
+    /// Of the pipeline file `file`, whose cache may be named.
+    pub fn of(file: PathBuf, cache: Option<&Path>) -> Result<Self, Fail> {
         let absolute = std::path::absolute(&file).map_err(|e| Fail::message(format!("cannot find {}: {e}", file.display())))?;
         let folder = absolute.parent().map_or_else(|| PathBuf::from("/"), Path::to_path_buf);
         let root = root(&folder);
-        let cache = source.cache.clone().unwrap_or_else(|| root.join(FOLDER));
-        let params = source.params.iter().map(|path| read_params(path)).collect::<Result<_, _>>()?;
-        Ok((Self { file, text: text.into(), folder, root, cache, source: source.clone(), params }, rest))
-    }
-
-    /// The resolved pipeline, and all that was asked of the world outside of the file meanwhile.
-    fn resolve(&self, lists: &Lists, registry: &Registry) -> Result<(Pipeline, Vec<Dependency>), Fail> {
-        let mut files = Files::new();
-        files.add(self.file.display().to_string(), Arc::clone(&self.text));
-        let name = self.file.file_stem().map_or_else(|| "pipeline".to_owned(), |stem| stem.to_string_lossy().into_owned());
-        let asked = RefCell::new(Vec::new());
-        let environment = |name: &str| {
-            let value = std::env::var(name).ok();
-            asked.borrow_mut().push(Dependency::variable(name, value.as_deref()));
-            value
-        };
-        let known = |stage: &str, output: &str| lists.get(&(stage.to_owned(), output.to_owned())).cloned();
-        let resolved = self
-            .choices(&environment, &known, &mut files)
-            .and_then(|choices| resolve::pipeline(&mut files, &self.folder, &name, &choices, registry));
-        match resolved {
-            Ok(pipeline) => {
-                let mut dependencies = asked.into_inner();
-                dependencies.extend(pipeline.dependencies.iter().cloned());
-                Ok((pipeline, dependencies))
-            }
-            Err(problems) => Err(Fail::Pipeline { files, problems }),
-        }
-    }
-
-    /// What the command line chooses.
-    fn choices<'k>(&self, environment: Environment<'k>, known: Known<'k>, files: &mut Files) -> Result<Choices<'k>, Problems> {
-        let mut problems = Problems::new();
-        let mut params = Vec::new();
-        for (name, text) in &self.params {
-            let added = files.add(name, text.clone());
-            match parse(&added.text, added.base) {
-                Ok(node) => params.push(node),
-                Err(found) => problems.extend(found),
-            }
-        }
-        let mut overrides = Vec::new();
-        for text in &self.source.set {
-            match Override::parse(text, files) {
-                Ok(parsed) => overrides.push(parsed),
-                Err(found) => problems.extend(found),
-            }
-        }
-        problems.or(Choices { profile: self.source.profile.clone(), params, overrides, environment, known })
-    }
-
-    /// The resolved pipeline, what waits for lists expanded as far as these are in the cache.
-    fn unfold(&self, cache: &Arc<Cache>, history: &Arc<History>, registry: &Registry) -> Result<(Arc<Pipeline>, Vec<Dependency>), Fail> {
-        let mut lists = Lists::new();
-        loop {
-            let (pipeline, dependencies) = self.resolve(&lists, registry)?;
-            let pipeline = Arc::new(pipeline);
-            let known = lists.len();
-            if !pipeline.later.is_empty() {
-                lists.extend(lists::made(&pipeline, cache, history)?);
-            }
-            if lists.len() == known {
-                return Ok((pipeline, dependencies));
-            }
-        }
-    }
-
-    /// Of all that a compiled pipeline is made from: the file, the values of params, the folder, and this very program.
-    fn stamp(&self) -> Digest {
-        let program = std::env::current_exe().and_then(std::fs::metadata);
-        let build = program.map_or_else(
-            |_| "unknown".to_owned(),
-            |meta| format!("{} {} {} {} {}", meta.dev(), meta.ino(), meta.len(), meta.mtime(), meta.mtime_nsec()),
-        );
-        let mut bytes = Vec::new();
-        let folder = self.folder.to_string_lossy();
-        let text = Digest::of(self.text.as_bytes()).to_string();
-        let parts = [build.as_str(), &folder, &self.file.to_string_lossy(), &text];
-        let set = self.source.set.iter().flat_map(|set| ["set", set]);
-        let params = self.params.iter().flat_map(|(_, text)| ["params", text]);
-        let profile = self.source.profile.iter().flat_map(|profile| ["profile", profile]);
-        for part in parts.into_iter().chain(set).chain(params).chain(profile) {
-            bytes.extend((part.len() as u64).to_le_bytes());
-            bytes.extend(part.as_bytes());
-        }
-        Digest::of(&bytes)
+        let cache = cache.map_or_else(|| root.join(FOLDER), Path::to_path_buf);
+        Ok(Self { file, folder, root, cache })
     }
 
     /// Where what one pipeline left is kept. By the file's place in the project, so that a project that was moved finds it.
@@ -186,10 +85,12 @@ pub struct Project {
 impl Project {
     /// Reads the pipeline that the command line names; the other words come back.
     pub fn open(free_words: &[String], source: &Source, registry: &Registry) -> Result<(Self, Vec<String>), Fail> {
-        let (place, rest) = Place::find(free_words, source)?;
+        let (written, rest) = Written::read(free_words, source)?;
+        let place = &written.place;
         let cache = Arc::new(Cache::open(&place.cache)?);
         let history = Arc::new(place.history(Memo::load(&place.plans("memo")).as_ref()));
-        let (pipeline, _) = place.unfold(&cache, &history, registry)?;
+        let (pipeline, _) = written.unfold(&cache, &history, registry)?;
+        let place = written.place;
         Ok((Self { pipeline, cache, history, folder: place.cache, file: place.file }, rest))
     }
 
@@ -230,9 +131,9 @@ impl Project {
 
 /// Reads the pipeline that the command line names, without its cache; its file and the other words come back.
 pub fn read(free_words: &[String], source: &Source, registry: &Registry) -> Result<(Pipeline, PathBuf, Vec<String>), Fail> {
-    let (place, rest) = Place::find(free_words, source)?;
-    let (pipeline, _) = place.resolve(&Lists::new(), registry)?;
-    Ok((pipeline, place.file, rest))
+    let (written, rest) = Written::read(free_words, source)?;
+    let (pipeline, _) = written.resolve(&Lists::new(), registry)?;
+    Ok((pipeline, written.place.file, rest))
 }
 
 /// A compiled pipeline, its cache, and what the last run found.
@@ -251,8 +152,8 @@ pub struct Session {
 impl Session {
     /// Opens the pipeline that the command line names; the other words come back.
     pub fn open(free_words: &[String], source: &Source) -> Result<(Self, Vec<String>), Fail> {
-        let (mut place, rest) = Place::find(free_words, source)?;
-        let stamp = place.stamp();
+        let (written, rest) = Written::read(free_words, source)?;
+        let (place, stamp) = (&written.place, written.stamp());
         let memo = Memo::load(&place.plans("memo"));
         let holds = |compiled: &Compiled| {
             let variable = |name: &str| std::env::var(name).ok();
@@ -266,14 +167,14 @@ impl Session {
             None => {
                 let history = Arc::new(place.history(memo.as_ref()));
                 drop(memo);
-                let (pipeline, dependencies) = place.unfold(&cache, &history, &trestle_stages::registry())?;
+                let (pipeline, dependencies) = written.unfold(&cache, &history, &trestle_stages::registry())?;
                 let later = pipeline.later.clone();
                 (put(Compiled::of(pipeline, stamp, dependencies), &cache), later, None, history)
             }
         };
-        // What is resolved needs its text no more, and that of a large pipeline is in the way for a whole run.
-        place.text = Arc::default();
         let compiled = Arc::new(compiled);
+        // The text of a large pipeline would be in the way for a whole run.
+        let place = written.place;
         let planner = Planner::new(Arc::clone(&compiled), Arc::clone(&cache), memo, history);
         Ok((Self { place, compiled, later, cache, planner }, rest))
     }
@@ -295,7 +196,8 @@ impl Session {
 
     /// Throws away what earlier runs left of this pipeline: it turned out to be damaged.
     pub fn forget(words: &[String], source: &Source) -> Result<(), Fail> {
-        let (place, _) = Place::find(words, source)?;
+        let (file, _) = words::split(words, source)?;
+        let place = Place::of(file, source.cache.as_deref())?;
         for path in ["compiled", "memo"].map(|extension| place.plans(extension)) {
             match std::fs::remove_file(&path) {
                 Err(e) if e.kind() != ErrorKind::NotFound => return Err(Fail::message(format!("cannot remove {}: {e}", path.display()))),
@@ -350,11 +252,6 @@ fn put(compiled: Compiled, cache: &Cache) -> Compiled {
 
 fn logs(cache: &Path, pipeline: &str) -> PathBuf {
     cache.join("logs").join(file_name(pipeline))
-}
-
-fn read_params(path: &Path) -> Result<(String, String), Fail> {
-    let text = std::fs::read_to_string(path).map_err(|e| Fail::message(format!("cannot read the params {}: {e}", path.display())))?;
-    Ok((path.display().to_string(), text))
 }
 
 /// The cache that is meant: the one named, else that of the project in which the command is called. It need not be there.

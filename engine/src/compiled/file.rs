@@ -154,7 +154,7 @@ impl Compiled {
     }
 
     /// Puts the stages into a file at `path`, from where they are read one by one: a run of very many stages then needs no memory for
-    /// those that are not its turn.
+    /// those whose turn it is not.
     ///
     /// # Errors
     /// If the file cannot be written, or not be read again.
