@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use trestle_engine::stage::{Arity, Context, InPort, OutPort, ParamError, Stage, StageError, Threads};
 
-use crate::data::{Images, Joined, Stored};
+use crate::data::{Images, Stored, View};
 use crate::error::Result as StagesResult;
 use crate::formats;
 use crate::model::Arch;
@@ -39,7 +39,7 @@ fn open_all(cx: &Context<'_>) -> StagesResult<Option<Arc<dyn Images>>> {
         let set: Arc<dyn Images> = Arc::new(Stored::open(&input.path)?);
         all = Some(match all {
             None => set,
-            Some(all) => Arc::new(Joined::new(all, set).map_err(|e| crate::Error::data(&input.path, e))?),
+            Some(all) => Arc::new(View::join(all, set).map_err(|e| crate::Error::data(&input.path, e))?),
         });
     }
     Ok(all)
@@ -110,7 +110,7 @@ impl Stage for RealAdaptation {
             (None, _) => vec![Source { set, share: 1.0 }],
             (Some(extra), Some(mix)) => vec![Source { set, share: 1.0 - mix }, Source { set: extra.as_ref(), share: mix }],
             (Some(extra), None) => {
-                union = Joined::new(parts.train.0.clone(), extra.clone())?;
+                union = View::join(parts.train.0.clone(), extra.clone())?;
                 vec![Source { set: &union, share: 1.0 }]
             }
         };

@@ -15,4 +15,4 @@ pub(crate) use classes::{read_json, write_json};
 pub use image_set::{FILE, ImageSet, META, Meta, Normalisation};
 pub use resize::Filter;
 pub use stored::{Images, Stored, Writer};
-pub use view::{Joined, Selected};
+pub use view::View;

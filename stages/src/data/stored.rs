@@ -13,10 +13,7 @@ use super::image_set::{FILE, ImageSet, META, Meta, Normalisation, check_labels, 
 use super::{check_names, read_json, write_json};
 use crate::error::{Error, Result};
 
-/// Labelled images of one size by index: in memory ([`ImageSet`]), on disk ([`Stored`]), or a view of such ([`Selected`], [`Joined`]).
-///
-/// [`Selected`]: super::Selected
-/// [`Joined`]: super::Joined
+/// Labelled images of one size by index: in memory ([`ImageSet`]), on disk ([`Stored`]), or a view of such ([`View`](super::View)).
 pub trait Images: Debug + Send + Sync {
     /// Size and names.
     fn meta(&self) -> &Meta;

@@ -6,65 +6,45 @@ use super::image_set::Meta;
 use super::stored::{Images, expect};
 use crate::error::{Error, Result};
 
-/// The images of another set at some places, in that order.
+/// Images of other sets, in an order of its own.
 #[derive(Debug)]
-pub struct Selected {
-    set: Arc<dyn Images>,
-    indices: Vec<usize>,
+pub struct View {
+    sets: Vec<Arc<dyn Images>>,
+    /// Of each image the set that it is of, and its place there.
+    places: Vec<(usize, usize)>,
     labels: Vec<u32>,
     meta: Meta,
 }
 
-impl Selected {
-    /// Those at `indices`.
+impl View {
+    /// The images of `set` at `indices`, in that order.
     ///
     /// # Errors
     /// If an index is out of range.
-    pub fn new(set: Arc<dyn Images>, indices: Vec<usize>) -> Result<Self> {
-        set.check_indices(&indices)?;
-        let labels = indices.iter().map(|&i| set.labels()[i]).collect();
-        let meta = Meta { count: indices.len(), ..set.meta().clone() };
-        Ok(Self { set, indices, labels, meta })
-    }
-}
-
-impl Images for Selected {
-    fn meta(&self) -> &Meta {
-        &self.meta
+    pub fn select(set: Arc<dyn Images>, indices: &[usize]) -> Result<Self> {
+        set.check_indices(indices)?;
+        let meta = set.meta().clone();
+        Ok(Self::new(vec![set], indices.iter().map(|&index| (0, index)).collect(), meta))
     }
 
-    fn labels(&self) -> &[u32] {
-        &self.labels
-    }
-
-    fn copy(&self, index: usize, out: &mut [u8]) -> Result<()> {
-        expect(index, &self.meta, out)?;
-        self.set.copy(self.indices[index], out)
-    }
-}
-
-/// Sets one after the other; they have no styles.
-#[derive(Debug)]
-pub struct Joined {
-    first: Arc<dyn Images>,
-    second: Arc<dyn Images>,
-    labels: Vec<u32>,
-    meta: Meta,
-}
-
-impl Joined {
-    /// `first` followed by `second`.
+    /// `first` followed by `second`; they have no styles.
     ///
     /// # Errors
     /// If sizes or classes differ.
-    pub fn new(first: Arc<dyn Images>, second: Arc<dyn Images>) -> Result<Self> {
+    pub fn join(first: Arc<dyn Images>, second: Arc<dyn Images>) -> Result<Self> {
         let meta = Meta { styles: None, ..first.meta().joined(second.meta()).map_err(Error::Argument)? };
-        let labels = [first.labels(), second.labels()].concat();
-        Ok(Self { first, second, labels, meta })
+        let places = [&first, &second].into_iter().enumerate().flat_map(|(of, set)| (0..set.len()).map(move |index| (of, index))).collect();
+        Ok(Self::new(vec![first, second], places, meta))
+    }
+
+    fn new(sets: Vec<Arc<dyn Images>>, places: Vec<(usize, usize)>, meta: Meta) -> Self {
+        let labels = places.iter().map(|&(of, index)| sets[of].labels()[index]).collect();
+        let meta = Meta { count: places.len(), ..meta };
+        Self { sets, places, labels, meta }
     }
 }
 
-impl Images for Joined {
+impl Images for View {
     fn meta(&self) -> &Meta {
         &self.meta
     }
@@ -75,10 +55,8 @@ impl Images for Joined {
 
     fn copy(&self, index: usize, out: &mut [u8]) -> Result<()> {
         expect(index, &self.meta, out)?;
-        match index.checked_sub(self.first.len()) {
-            None => self.first.copy(index, out),
-            Some(index) => self.second.copy(index, out),
-        }
+        let (of, place) = self.places[index];
+        self.sets[of].copy(place, out)
     }
 }
 
@@ -114,14 +92,14 @@ mod tests {
         let (a, b) = (set(0, 5), set(100, 4));
         let ((_dir, on_disk), (_other, more)) = (stored(&a), stored(&b));
         same(on_disk.as_ref(), &a);
-        same(&Selected::new(on_disk.clone(), vec![3, 0, 3]).unwrap(), &a.subset(&[3, 0, 3]).unwrap());
+        same(&View::select(on_disk.clone(), &[3, 0, 3]).unwrap(), &a.subset(&[3, 0, 3]).unwrap());
         let both = a.concat(&b).unwrap();
-        let joined: Arc<dyn Images> = Arc::new(Joined::new(on_disk.clone(), more).unwrap());
+        let joined: Arc<dyn Images> = Arc::new(View::join(on_disk.clone(), more).unwrap());
         same(joined.as_ref(), &both);
-        same(&Selected::new(joined.clone(), vec![8, 1, 5]).unwrap(), &both.subset(&[8, 1, 5]).unwrap());
-        assert!(Selected::new(joined.clone(), vec![9]).unwrap_err().to_string().contains("image 9 of a set of 9"));
+        same(&View::select(joined.clone(), &[8, 1, 5]).unwrap(), &both.subset(&[8, 1, 5]).unwrap());
+        assert!(View::select(joined.clone(), &[9]).unwrap_err().to_string().contains("image 9 of a set of 9"));
         assert!(joined.copy(9, &mut [0; 12]).unwrap_err().to_string().contains("image 9 of a set of 9"));
         let other = Arc::new(ImageSet::new(vec![0], vec![0], (1, 1, 1), a.meta.classes.clone(), "test").unwrap());
-        assert!(Joined::new(on_disk, other).unwrap_err().to_string().contains("do not go into one set"));
+        assert!(View::join(on_disk, other).unwrap_err().to_string().contains("do not go into one set"));
     }
 }

@@ -10,7 +10,7 @@ use super::draws::Source;
 use super::held_out::hold_out;
 use super::recipe::{Norms, Recipe};
 use super::training::{Given, Training};
-use crate::data::{Images, Selected};
+use crate::data::{Images, View};
 use crate::error::Result as StagesResult;
 use crate::features::{Features, Meta};
 use crate::model::{Arch, Config, Model};
@@ -72,7 +72,7 @@ impl Parts {
         let Some(stopping) = recipe.early_stopping else { return Ok(Self { train: (set, features), held_out: None }) };
         let split = hold_out(set.as_ref(), stopping, seed)?;
         let part = |indices: &[usize]| -> StagesResult<(Arc<dyn Images>, Option<Features>)> {
-            let part: Arc<dyn Images> = Arc::new(Selected::new(set.clone(), indices.to_vec())?);
+            let part: Arc<dyn Images> = Arc::new(View::select(set.clone(), indices)?);
             Ok((part, features.as_ref().map(|features| features.subset(indices))))
         };
         Ok(Self { train: part(&split.train)?, held_out: Some(part(&split.test)?) })
