@@ -2,24 +2,20 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 #![cfg(target_os = "linux")]
 
-use std::collections::BTreeMap;
+mod stage;
+
 use std::io::Cursor;
 use std::path::Path;
 
 use serde_json::json;
-use trestle_engine::stage::{Context, Input, Kind, Silent};
+use trestle_engine::stage::Kind;
 use trestle_stages::data::{Images, Stored};
 use trestle_stages::dataset::Dataset;
 
+use stage::{peak, run};
+
 const COUNT: usize = 1500;
 const SIDE: u32 = 256;
-
-/// The largest memory that this process has had, in MB.
-fn peak() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmHWM")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() / 1024
-}
 
 /// A shard of `COUNT` pictures, which take 295 MB decoded.
 fn shard(path: &Path) {
@@ -51,13 +47,10 @@ fn memory_is_bounded() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("s.tar");
     shard(&path);
-    let kind = Kind::of::<Dataset>();
-    let inputs = [("source".to_owned(), vec![Input { path, labels: BTreeMap::new() }])].into();
-    let outputs = ["train", "test"].map(|name| (name.to_owned(), dir.path().join(name)));
-    let outputs = outputs.into_iter().chain([("classes".to_owned(), dir.path().join("classes.json"))]).collect();
-    let params = kind.check(&json!({"test_fraction": 0.2})).unwrap().params;
-    kind.run(&params, &mut Context::new(inputs, outputs, 2, &mut Silent)).unwrap();
-    let (train, test) = (Stored::open(&dir.path().join("train")).unwrap(), Stored::open(&dir.path().join("test")).unwrap());
+    let [train, test, classes] = ["train", "test", "classes.json"].map(|name| dir.path().join(name));
+    let outputs = [("train", train.as_path()), ("test", &test), ("classes", &classes)];
+    run(&Kind::of::<Dataset>(), &json!({"test_fraction": 0.2}), &[("source", &path)], &outputs);
+    let (train, test) = (Stored::open(&train).unwrap(), Stored::open(&test).unwrap());
     let mut image = vec![0; train.pixels()];
     for i in 0..train.labels().len() {
         train.copy(i, &mut image).unwrap();

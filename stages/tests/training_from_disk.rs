@@ -2,24 +2,20 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 #![cfg(target_os = "linux")]
 
-use std::collections::BTreeMap;
+mod stage;
+
 use std::path::Path;
 
 use serde_json::json;
-use trestle_engine::stage::{Context, Input, Kind, Silent};
+use trestle_engine::stage::Kind;
 use trestle_stages::data::{Meta, Writer};
 use trestle_stages::evaluation::Evaluation;
 use trestle_stages::synthetic_pretrain::SyntheticPretrain;
 
+use stage::{peak, run};
+
 const COUNT: usize = 24_000;
 const SIDE: usize = 64;
-
-/// The largest memory that this process has had, in MB.
-fn peak() -> usize {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmHWM")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() / 1024
-}
 
 /// Images of class k have a red of their own, in a pattern.
 fn write(dir: &Path) {
@@ -33,13 +29,6 @@ fn write(dir: &Path) {
         writer.push(&pixels).unwrap();
     }
     writer.finish(3).unwrap();
-}
-
-fn run(kind: &Kind, with: &serde_json::Value, inputs: &[(&str, &Path)], outputs: &[(&str, &Path)]) {
-    let inputs = inputs.iter().map(|(name, path)| ((*name).to_owned(), vec![Input { path: path.to_path_buf(), labels: BTreeMap::new() }]));
-    let outputs = outputs.iter().map(|(name, path)| ((*name).to_owned(), path.to_path_buf()));
-    let params = kind.check(with).unwrap().params;
-    kind.run(&params, &mut Context::new(inputs.collect(), outputs.collect(), 2, &mut Silent)).unwrap();
 }
 
 #[test]

@@ -1,5 +1,8 @@
 #![allow(clippy::unwrap_used)]
 
+mod checkpoints;
+mod draws;
+
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
@@ -272,85 +275,10 @@ fn the_average_of_the_weights_is_what_comes_out() {
 }
 
 #[test]
-fn every_class_is_drawn_equally_often() {
-    let whole = bars(64, 1);
-    // One image of class 0, and 15 of each other.
-    let kept: Vec<usize> = (0..64).filter(|&i| whole.labels[i] != 0 || i == 0).collect();
-    let set = whole.subset(&kept).unwrap();
-    let count = |balanced: bool| {
-        let recipe = Recipe { balanced, batch: 8, ..recipe(1) };
-        let mut draws = Draws::new(&[Source { set: &set, share: 1.0 }], &recipe, 1).unwrap();
-        let mut counts = [0; 4];
-        let mut seen = std::collections::BTreeSet::new();
-        for (_, index) in (0..16).flat_map(|_| draws.draw().images) {
-            counts[set.labels[index] as usize] += 1;
-            seen.insert(index);
-        }
-        (counts, seen.len())
-    };
-    assert_eq!(count(true), ([32; 4], 49));
-    assert!(count(false).0[0] < 5);
-}
-
-#[test]
 fn a_loss_that_is_not_finite_ends_the_training() {
     let set = bars(64, 1);
     let error = refused(model(&set), &set, &Recipe { lr: 1e30, ..recipe(20) });
     assert!(error.contains("the loss is") && error.contains("at step") && error.contains("`lr`"), "{error}");
-}
-
-#[test]
-fn batches_hold_the_shares_and_every_image_once_a_pass() {
-    let (a, b) = (bars(40, 1), bars(8, 2));
-    let config = Config::for_images(Arch::SmallCnn, 8, &a).unwrap();
-    let sources = [Source { set: &a, share: 0.75 }, Source { set: &b, share: 0.25 }];
-    let recipe = Recipe { batch: 16, ..Recipe::default() };
-    let mut draws = Draws::new(&sources, &recipe, 1).unwrap();
-    let maker = Maker::new(&sources, None, &recipe, &config, 1);
-    let bytes =
-        |batch: &Batch, i: usize| -> Vec<u8> { batch.pixels[i * 64..(i + 1) * 64].iter().map(|v| config.normalisation.byte(*v)).collect() };
-    let mut seen = std::collections::BTreeSet::new();
-    for _ in 0..2 {
-        let batch = maker.make(&draws.draw()).unwrap();
-        assert_eq!(batch.count, 16);
-        (0..12).for_each(|i| assert!((0..40).any(|k| a.image(k) == bytes(&batch, i))));
-        (12..16).for_each(|i| assert!(seen.insert(bytes(&batch, i))));
-    }
-    assert_eq!(seen.len(), 8);
-    let none = [Source { set: &a, share: 1.0 }, Source { set: &b, share: 0.0 }];
-    assert!(Draws::new(&none, &recipe, 1).is_err());
-}
-
-#[test]
-fn draws_that_are_skipped_are_those_that_would_have_come() {
-    let set = bars(40, 1);
-    let recipe = Recipe { batch: 8, accumulate: 2, mixup: 0.2, cutmix: 1.0, balanced: true, ..Recipe::default() };
-    let new = || Draws::new(&[Source { set: &set, share: 1.0 }], &recipe, 1).unwrap();
-    let (mut all, mut late) = (new(), new());
-    late.skip_steps(3);
-    (0..6).for_each(|_| drop(all.draw()));
-    for place in [(3, 0), (3, 1), (4, 0)] {
-        let (a, b) = (all.draw(), late.draw());
-        assert_eq!((a.step, a.part), place);
-        assert_eq!(a, b);
-    }
-}
-
-/// One draw more for one purpose must not change what comes of the others.
-#[test]
-fn purposes_do_not_shift_each_other() {
-    let set = bars(40, 1);
-    let drawn = |recipe: Recipe| {
-        let mut draws = Draws::new(&[Source { set: &set, share: 1.0 }], &recipe, 1).unwrap();
-        (0..8).map(|_| draws.draw()).collect::<Vec<_>>()
-    };
-    let images = |drawn: &[draws::Drawn]| drawn.iter().map(|d| d.images.clone()).collect::<Vec<_>>();
-    let plain = Recipe { batch: 8, ..Recipe::default() };
-    let (none, mixup) = (drawn(plain.clone()), drawn(Recipe { mixup: 0.2, ..plain.clone() }));
-    let both = drawn(Recipe { mixup: 0.2, cutmix: 1.0, ..plain });
-    assert!(images(&none) == images(&mixup) && images(&none) == images(&both));
-    let first = |drawn: &[draws::Drawn]| drawn.iter().filter_map(|d| d.mix.clone()).find(|mix| mix.centre.is_none()).unwrap();
-    assert_eq!(first(&mixup), first(&both));
 }
 
 #[test]
@@ -396,39 +324,6 @@ fn training_stops_when_held_out_images_gain_nothing_and_gives_the_best_weights()
     assert_eq!(now.loss, best);
     let none = EarlyStopping { holdout: 0.001, ..stopping };
     assert!(hold_out(&set, none, 5).unwrap_err().to_string().contains("early_stopping.holdout"));
-}
-
-#[test]
-fn mixing_is_a_weighted_mean_of_images_and_targets() {
-    let set = bars(4, 1);
-    let config = Config::for_images(Arch::SmallCnn, 8, &set).unwrap();
-    let recipe = Recipe { batch: 4, ..Recipe::default() };
-    let mut batch = batch(&[Source { set: &set, share: 1.0 }], &recipe, &config);
-    let old = batch.clone();
-    mix::Mix { partners: vec![1, 0, 2, 3], weight: 0.75, centre: None }.apply(&mut batch, (8, 8, 1));
-    assert_eq!(batch.pixels[0], 0.75 * old.pixels[0] + 0.25 * old.pixels[64]);
-    assert_eq!(batch.targets[..4].iter().sum::<f32>(), 1.0);
-    assert_eq!(batch.targets[8..], old.targets[8..]);
-}
-
-/// Zhang et al. 2018 and arXiv 2403.19866: the loss of a mixed target is λCE(yᵢ) + (1 − λ)CE(yⱼ).
-#[test]
-fn the_loss_of_mixed_and_smoothed_targets_is_that_of_the_paper() {
-    let row = [1.0f32, -0.5, 0.25, 2.0];
-    let logits = Tensor::from_vec(row.to_vec(), (1, 4), &Device::Cpu).unwrap();
-    let log_sum = row.iter().map(|v| f64::from(*v).exp()).sum::<f64>().ln();
-    let ce = |label: usize| log_sum - f64::from(row[label]);
-    let loss = |targets: &[f32]| f64::from(cross_entropy(&logits, targets).unwrap().to_scalar::<f32>().unwrap());
-    assert!((loss(&[0.0, 0.7, 0.0, 0.3]) - (0.7 * ce(1) + 0.3 * ce(3))).abs() < 1e-6);
-
-    // Label smoothing (Szegedy et al. 2016): (1 − ε)CE(y) + ε times the mean of CE over all classes.
-    let set = bars(4, 1);
-    let config = Config::for_images(Arch::SmallCnn, 8, &set).unwrap();
-    let recipe = Recipe { batch: 1, label_smoothing: 0.1, ..Recipe::default() };
-    let batch = batch(&[Source { set: &set, share: 1.0 }], &recipe, &config);
-    let label = argmax(&batch.targets);
-    let mean = (0..4).map(ce).sum::<f64>() / 4.0;
-    assert!((loss(&batch.targets) - (0.9 * ce(label) + 0.1 * mean)).abs() < 1e-6);
 }
 
 #[test]
@@ -512,106 +407,4 @@ fn stored_images_give_the_same_bytes_as_those_in_memory() {
     let memory = trained(Arc::new(a), Arc::new(b), 1);
     assert_eq!(memory, trained(stored_a.clone(), stored_b.clone(), 1));
     assert_eq!(memory, trained(stored_a, stored_b, 2));
-}
-
-/// What a training with checkpoints is tested with.
-struct Case {
-    set: ImageSet,
-    held_out: ImageSet,
-    recipe: Recipe,
-}
-
-impl Case {
-    fn new(recipe: Recipe) -> Self {
-        let recipe = Recipe { early_stopping: Some(EarlyStopping { holdout: 0.25, patience: 50 }), ..recipe };
-        let (set, stopping) = (bars(64, 1), recipe.early_stopping.unwrap());
-        let split = hold_out(&set, stopping, 1).unwrap();
-        Self { set: set.subset(&split.train).unwrap(), held_out: set.subset(&split.test).unwrap(), recipe }
-    }
-
-    /// Trains, and stops like a killed process after `until` steps. Gives what came of it, all steps that were done, and the notes.
-    fn train(&self, folder: &std::path::Path, threads: usize, until: usize) -> (Option<[blake3::Hash; 3]>, usize, Vec<String>) {
-        let (mut steps, mut notes) = (0, Vec::new());
-        let checkpoints = Checkpoints::new(folder, Every::Steps(4));
-        let sources = [Source { set: &self.set, share: 1.0 }];
-        let (held_out, checkpoints) = (Some(&self.held_out as &dyn Images), Some(&checkpoints));
-        let training = Training { held_out, checkpoints, ..Training::new(&sources, &self.recipe, 7) };
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            pool.install(|| {
-                let mut model = model(&self.set);
-                let log = training.run(&mut model, |said| match said {
-                    Said::Note(note) => notes.push(note),
-                    Said::Step(row, _) if row.step == until => std::panic::panic_any("killed"),
-                    Said::Step(..) => steps += 1,
-                });
-                bytes_of(&model, &log.unwrap())
-            })
-        }));
-        (result.ok(), steps, notes)
-    }
-}
-
-#[test]
-fn a_training_that_was_killed_goes_on_and_gives_the_same_bytes() {
-    let base = Recipe { batch: 16, ..recipe(14) };
-    let variants = [
-        base.clone(),
-        Recipe { ema: Some(0.9), accumulate: 2, cutmix: 1.0, clip: Some(0.3), ..base.clone() },
-        Recipe { optimiser: Optimiser::Sgd, balanced: true, schedule: Shape::OneCycle, cycle_momentum: Some([0.8, 0.95]), ..base.clone() },
-        Recipe { optimiser: Optimiser::Lamb, freeze: vec!["conv1".into()], lr_scale: [("head".to_owned(), 2.0)].into(), ..base },
-    ];
-    for recipe in variants {
-        let case = Case::new(recipe);
-        let [never, killed] = [(); 2].map(|()| tempfile::tempdir().unwrap());
-        let (whole, steps, _) = case.train(never.path(), 1, 0);
-        assert_eq!(steps, 14);
-        assert!(case.train(killed.path(), 2, 11).0.is_none());
-        let (resumed, steps, notes) = case.train(killed.path(), 1, 0);
-        assert_eq!(notes, ["goes on after step 8 of 14, from its checkpoint"]);
-        assert_eq!((resumed, steps), (whole, 6), "{:?}", case.recipe);
-    }
-}
-
-#[test]
-fn a_checkpoint_that_is_damaged_or_of_another_training_is_not_used() {
-    let case = Case::new(Recipe { batch: 16, ..recipe(6) });
-    let folder = tempfile::tempdir().unwrap();
-    let (whole, _, _) = case.train(&folder.path().join("never"), 1, 0);
-    let path = folder.path().join("training");
-    assert!(case.train(folder.path(), 1, 5).0.is_none());
-    let good = std::fs::read(&path).unwrap();
-    let mut flipped = good.clone();
-    flipped[good.len() / 2] ^= 1;
-    let other = Case::new(Recipe { lr: 1e-3, ..case.recipe.clone() });
-    assert!(other.train(&folder.path().join("other"), 1, 5).0.is_none());
-    let other = std::fs::read(folder.path().join("other/training")).unwrap();
-    let damages: [(&str, &[u8]); 5] =
-        [("damaged", &good[..good.len() - 1]), ("damaged", &[]), ("damaged", b"x"), ("damaged", &flipped), ("another training", &other)];
-    for (word, bytes) in damages {
-        std::fs::write(&path, bytes).unwrap();
-        let (anew, steps, notes) = case.train(folder.path(), 1, 0);
-        assert!(notes.len() == 1 && notes[0].starts_with("warning: a checkpoint is not used, training begins anew"), "{notes:?}");
-        assert!(notes[0].contains(word) && notes[0].contains("training:"), "{notes:?}");
-        assert_eq!((anew, steps), (whole, 6));
-    }
-    // Of another architecture.
-    std::fs::write(&path, &good).unwrap();
-    let mut model = Model::new(Config::for_images(Arch::SmallCnn, 16, &case.set).unwrap(), 3).unwrap();
-    let checkpoints = Checkpoints::new(folder.path(), Every::Steps(0));
-    let sources = [Source { set: &case.set, share: 1.0 }];
-    let training = Training { checkpoints: Some(&checkpoints), ..Training::new(&sources, &case.recipe, 7) };
-    let mut notes = Vec::new();
-    let log = training
-        .run(&mut model, |said| {
-            if let Said::Note(note) = said {
-                notes.push(note)
-            }
-        })
-        .unwrap();
-    assert!(notes[0].contains("another model") && log.steps.len() == 6, "{notes:?}");
-    // A folder that cannot be written costs no training.
-    std::fs::write(folder.path().join("file"), "").unwrap();
-    let (anew, _, notes) = case.train(&folder.path().join("file"), 1, 0);
-    assert!(anew == whole && notes.iter().any(|note| note.contains("no checkpoint was written after step 4")), "{notes:?}");
 }
