@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use trestle_cache::{Cache, Content};
+use trestle_cache::{Cache, Content, Digest};
 use trestle_engine::compiled::Compiled;
 use trestle_engine::event::{Event, Summary};
 use trestle_engine::memo::History;
@@ -107,10 +107,10 @@ fn may_name(target: &str, name: &str) -> bool {
 /// The rounds of one run, shown as one.
 #[derive(Default)]
 pub struct Rounds {
-    /// Stages that an earlier round told of.
-    told: HashSet<String>,
+    /// Stages that an earlier round told of, by digests of their names: of very many the names would be large.
+    told: HashSet<NameDigest>,
     /// Stages that this round tells of.
-    telling: Vec<String>,
+    telling: Vec<NameDigest>,
     /// Stages that earlier rounds executed, and those that this one did by now.
     executed: usize,
     executing: usize,
@@ -137,11 +137,11 @@ impl Rounds {
     /// The event as it is to be shown; nothing if an earlier round showed it, or a later one sums up.
     pub fn event(&mut self, event: Event, is_last: bool) -> Option<Event> {
         match event {
-            Event::Cached { stage, .. } if self.told.contains(&stage) => None,
+            Event::Cached { stage, .. } if self.told.contains(&name_digest(&stage)) => None,
             Event::Cached { ref stage, .. } | Event::Done { ref stage, .. } => {
                 self.executing += usize::from(matches!(event, Event::Done { .. }));
                 // The last round too: a kept plan that turns out to be damaged is followed by one more.
-                self.telling.push(stage.clone());
+                self.telling.push(name_digest(stage));
                 Some(event)
             }
             Event::Summary(summary) if is_last || !is_good(&summary) => Some(Event::Summary(self.total(summary))),
@@ -164,6 +164,14 @@ impl Rounds {
         summary.seconds += self.seconds;
         summary
     }
+}
+
+/// Half of a digest.
+type NameDigest = [u8; 16];
+
+fn name_digest(name: &str) -> NameDigest {
+    let digest = Digest::of(name.as_bytes());
+    std::array::from_fn(|i| digest.as_bytes()[i])
 }
 
 /// Whether all went well.

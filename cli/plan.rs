@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use trestle_engine::compiled::Names;
 use trestle_engine::estimate::{Estimate, Todo, estimate};
 use trestle_engine::pipeline::{Later, StageId};
 use trestle_engine::plan::Decision;
@@ -91,7 +92,7 @@ fn time_in_words(estimate: &Estimate) -> Option<String> {
 }
 
 struct Planned<'n> {
-    names: &'n [String],
+    names: &'n Names,
     decisions: Vec<(StageId, Decision)>,
     /// Stages that cannot be expanded yet.
     unfolds: &'n [Later],
@@ -160,7 +161,7 @@ impl Planned<'_> {
                 json!({"event": "plan", "stage": name, "fate": "run", "key": work.key.to_string(), "reasons": work.reasons})
             }
             Decision::Later(ids) => {
-                let waits: Vec<&str> = ids.iter().map(|&up| self.names[up].as_str()).collect();
+                let waits: Vec<&str> = ids.iter().map(|&up| &self.names[up]).collect();
                 json!({"event": "plan", "stage": name, "fate": "later", "waits": waits})
             }
         }

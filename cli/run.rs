@@ -150,7 +150,7 @@ impl Recording {
             let names = session.compiled.names()?;
             let planner = &session.planner;
             let known = names.iter().enumerate().filter(|(id, _)| wanted(*id));
-            recorder.others(known.filter_map(|(id, name)| Some((name.as_str(), planner.key(id)?))))?;
+            recorder.others(known.filter_map(|(id, name)| Some((name, planner.key(id)?))))?;
             recorder.event(&Event::Summary(summary))
         };
         if let Err(error) = end() {

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use clap::Args;
 use serde_json::{Value, json};
 use trestle_cache::ActionRecord;
+use trestle_engine::compiled::Names;
 use trestle_engine::plan::{Fate, plan};
 
 use crate::args::{Format, Source};
@@ -45,7 +46,7 @@ pub fn status(args: &Status) -> Result<ExitCode, Fail> {
     project.cache.flush()?;
     let mut view = View {
         project: &project,
-        names: project.pipeline.stages.iter().map(|stage| stage.name.clone()).collect(),
+        names: project.pipeline.stages.iter().map(|stage| stage.name.as_str()).collect(),
         now: SystemTime::now(),
         counts: Counts::default(),
     };
@@ -88,7 +89,7 @@ impl Counts {
 /// Stages as they are now.
 struct View<'p> {
     project: &'p Project,
-    names: Vec<String>,
+    names: Names,
     now: SystemTime,
     counts: Counts,
 }

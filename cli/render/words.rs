@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use trestle_cache::{Change, Section};
+use trestle_engine::compiled::Names;
 use trestle_engine::event::{Failure, Summary};
 use trestle_engine::pipeline::StageId;
 use trestle_engine::plan::Reason;
@@ -136,8 +137,8 @@ pub fn reason_lines(reasons: &[Reason]) -> String {
 }
 
 /// What a stage waits for.
-pub fn waits(all: &[String], ids: &[StageId]) -> String {
-    let names: Vec<&str> = ids.iter().take(ON_A_LINE).map(|&id| all[id].as_str()).collect();
+pub fn waits(all: &Names, ids: &[StageId]) -> String {
+    let names: Vec<&str> = ids.iter().take(ON_A_LINE).map(|&id| &all[id]).collect();
     let more = ids.len().saturating_sub(ON_A_LINE);
     let rest = if more > 0 { format!(" and {more} more") } else { String::new() };
     format!("reads from {}{rest}", names.join(", "))

@@ -21,7 +21,7 @@ use miette::Diagnostic;
 use trestle_cache::{ActionKey, BlobId, Cache, Content, Manifest, TreeId};
 
 use crate::action::{self, Contents};
-use crate::compiled::Compiled;
+use crate::compiled::{Compiled, Names};
 use crate::error::Error;
 use crate::pipeline::{Origin, Stage, StageId};
 
@@ -215,7 +215,7 @@ pub fn check(compiled: &Compiled, wanted: &dyn Fn(StageId) -> bool, lock: &Lock,
         };
         deviations.extend(deviation.map(|deviation| (stage.name.clone(), deviation)));
     }
-    let names: BTreeSet<&str> = all.iter().map(String::as_str).collect();
+    let names: BTreeSet<&str> = all.iter().collect();
     let gone = lock.stages.keys().filter(|name| !names.contains(name.as_str()));
     deviations.extend(gone.map(|name| (name.clone(), Deviation::Gone)));
     Ok(deviations)
@@ -238,7 +238,7 @@ pub fn other_outputs(locked: &Locked, outputs: &BTreeMap<String, Content>) -> Ve
 }
 
 /// Contents of a stage's inputs if all stages that it reads from gave what the lock says; none if the lock does not say.
-fn contents(names: &[String], stage: &Stage, lock: &Lock, cache: &Cache) -> Result<Option<Contents>, Error> {
+fn contents(names: &Names, stage: &Stage, lock: &Lock, cache: &Cache) -> Result<Option<Contents>, Error> {
     let mut all = Contents::new();
     for slot in &stage.inputs {
         let mut values = Vec::with_capacity(slot.values.len());

@@ -9,14 +9,13 @@
 //! stat of the records file; sources; keys and durations of stages; outputs; blobs; blobs of each output
 //! ```
 
-use std::collections::HashMap;
 use std::fs;
 use std::io::{self, Seek, SeekFrom, Write};
 use std::path::Path;
 
 use trestle_cache::{ActionKey, BlobId, Content, Digest, FileStat, Hashing, TreeId};
 
-use crate::compiled::{Compiled, take, take_numbers, take_u32};
+use crate::compiled::{Compiled, Names, take, take_numbers, take_u32};
 use crate::pipeline::StageId;
 
 /// Opens the file. Raise the version whenever the layout changes.
@@ -135,28 +134,24 @@ impl Memo {
 /// The last key of each stage of one pipeline, whatever it was made from then, for saying what changed since.
 #[derive(Debug, Default)]
 pub struct History {
-    keys: HashMap<String, ActionKey>,
+    names: Names,
+    keys: Vec<Option<ActionKey>>,
+    /// Numbers of the stages, in the order of their names.
+    sorted: Vec<u32>,
 }
 
 impl History {
     /// From what the last run left: the names of its stages and its memo.
-    pub fn of(names: Vec<String>, memo: &Memo) -> Self {
-        Self { keys: names.into_iter().zip(&memo.keys).filter_map(|(name, key)| Some((name, (*key)?))).collect() }
+    pub fn of(names: Names, memo: &Memo) -> Self {
+        let mut sorted: Vec<u32> = (0..).take(names.len().min(memo.keys.len())).collect();
+        sorted.sort_unstable_by_key(|&id| &names[id as usize]);
+        Self { names, keys: memo.keys.clone(), sorted }
     }
 
     /// The key of a stage when it was last run or found.
     pub fn key(&self, stage: &str) -> Option<ActionKey> {
-        self.keys.get(stage).copied()
-    }
-
-    /// How many stages it knows.
-    pub fn len(&self) -> usize {
-        self.keys.len()
-    }
-
-    /// Whether it knows none.
-    pub fn is_empty(&self) -> bool {
-        self.keys.is_empty()
+        let place = self.sorted.binary_search_by_key(&stage, |&id| &self.names[id as usize]).ok()?;
+        self.keys[self.sorted[place] as usize]
     }
 }
 

@@ -242,26 +242,31 @@ impl Planner {
     ///
     /// # Errors
     /// If a tree in the cache cannot be read.
-    pub fn into_memo(self) -> Result<Option<Memo>, Error> {
+    pub fn into_memo(mut self) -> Result<Option<Memo>, Error> {
         if !self.learned && self.records_same {
             return Ok(None);
         }
         let records = self.cache.records_stat();
-        let source = |(i, content): (usize, &Option<Content>)| {
-            let unchanged = self.memo.sources[i].0 == *content && self.source_same[i];
-            let vouch = || content.and_then(|content| self.cache.vouch_source(&self.compiled.sources[i], &content));
-            (*content, if unchanged { self.memo.sources[i].1 } else { vouch() })
-        };
-        let sources = self.sources.iter().enumerate().map(source).collect();
         // What this run had no need of is as the last one left it; but a key from before holds only for what was read before, and while its
         // record is there.
-        let mut outputs: Vec<Option<Content>> = self.outputs.iter().zip(&self.memo.outputs).map(|(now, before)| now.or(*before)).collect();
+        for (slot, before) in self.outputs.iter_mut().zip(&self.memo.outputs) {
+            *slot = slot.or(*before);
+        }
         let current = (0..self.keys.len())
-            .map(|id| self.current[id] || (self.records_same && self.memo.current[id] && self.reads_the_same(id, &outputs)))
+            .map(|id| self.current[id] || (self.records_same && self.memo.current[id] && self.reads_the_same(id)))
             .collect();
+        // Of very many stages everything here is large, so it goes as soon as it is not needed.
+        drop(std::mem::take(&mut self.memo.outputs));
+        let source = |(i, content): (usize, Option<Content>)| {
+            let unchanged = self.memo.sources[i].0 == content && self.source_same[i];
+            let vouch = || content.and_then(|content| self.cache.vouch_source(&self.compiled.sources[i], &content));
+            (content, if unchanged { self.memo.sources[i].1 } else { vouch() })
+        };
+        let sources = std::mem::take(&mut self.sources).into_iter().enumerate().map(source).collect();
+        drop(std::mem::take(&mut self.memo.sources));
         let mut blobs_of: Vec<BlobId> = Vec::with_capacity(self.outputs.len());
         let mut blob_starts = Vec::with_capacity(self.outputs.len() + 1);
-        for slot in &mut outputs {
+        for slot in &mut self.outputs {
             let start = blobs_of.len();
             blob_starts.push(number(start));
             if let Some(content) = *slot
@@ -273,8 +278,8 @@ impl Planner {
             }
         }
         blob_starts.push(number(blobs_of.len()));
-        let (blobs, blobs_of) = numbered(&blobs_of, &self.memo, &self.blob_changed, &self.cache);
-        let (stamp, keys, durations) = (Some(self.compiled.stamp), self.keys, self.durations);
+        let (blobs, blobs_of) = numbered(blobs_of, &self.memo, &self.blob_changed, &self.cache);
+        let (stamp, keys, durations, outputs) = (Some(self.compiled.stamp), self.keys, self.durations, self.outputs);
         Ok(Some(Memo { stamp, records, sources, keys, current, durations, outputs, blobs, blobs_of, blob_starts }))
     }
 
@@ -292,17 +297,17 @@ impl Planner {
     }
 
     /// Whether all that a stage reads is what the memo has.
-    fn reads_the_same(&self, id: StageId, outputs: &[Option<Content>]) -> bool {
+    fn reads_the_same(&self, id: StageId) -> bool {
         self.compiled.edges_of(id).all(|edge| match edge {
             Edge::Source(source) => self.sources[source].is_some() && self.sources[source] == self.memo.sources[source].0,
-            Edge::Output(output) => outputs[output].is_some() && outputs[output] == self.memo.outputs[output],
+            Edge::Output(output) => self.outputs[output].is_some() && self.outputs[output] == self.memo.outputs[output],
         })
     }
 
     /// The key that a stage had, if nothing that it reads has changed since and what it gave is still there and sound.
     fn remembered(&self, id: StageId) -> Result<Option<ActionKey>, Error> {
         let Some(key) = self.memo.key(id).filter(|_| self.memo.current[id]) else { return Ok(None) };
-        let inputs_same = self.reads_the_same(id, &self.outputs);
+        let inputs_same = self.reads_the_same(id);
         let mut outputs = self.compiled.outputs_of(id);
         let sound = |output: OutputId| {
             self.memo.outputs[output].is_some() && self.memo.blobs_of(output).iter().all(|&blob| !self.blob_changed[blob as usize])
@@ -369,22 +374,18 @@ impl Planner {
 }
 
 /// All blobs, with the stats of those that the last memo does not vouch for taken anew, and `blobs_of` by their places among them.
-fn numbered(blobs_of: &[BlobId], before: &Memo, changed: &[bool], cache: &Cache) -> (Vec<(BlobId, Option<FileStat>)>, Vec<u32>) {
-    let mut ids: Vec<BlobId> = blobs_of.to_vec();
+fn numbered(blobs_of: Vec<BlobId>, before: &Memo, changed: &[bool], cache: &Cache) -> (Vec<(BlobId, Option<FileStat>)>, Vec<u32>) {
+    let mut ids = blobs_of.clone();
     ids.sort_unstable();
     ids.dedup();
+    // Every id is in the sorted list, which was made from them.
+    let places = blobs_of.into_iter().filter_map(|id| ids.binary_search(&id).ok()).map(number).collect();
     let held = |id: &BlobId| {
         let place = before.blobs.binary_search_by(|(other, _)| other.cmp(id)).ok()?;
         before.blobs[place].1.filter(|_| !changed[place])
     };
-    let mut blobs: Vec<(BlobId, Option<FileStat>)> = ids.iter().map(|id| (*id, held(id))).collect();
-    let open: Vec<usize> = (0..ids.len()).filter(|&place| blobs[place].1.is_none()).collect();
-    let open_ids: Vec<BlobId> = open.iter().map(|&place| ids[place]).collect();
-    for (place, stat) in open.into_iter().zip(cache.vouch_blobs(&open_ids)) {
-        blobs[place].1 = stat;
-    }
-    // Every id is in the sorted list, which was made from them.
-    let places = blobs_of.iter().filter_map(|id| ids.binary_search(id).ok()).map(number).collect();
+    let mut blobs: Vec<(BlobId, Option<FileStat>)> = ids.into_iter().map(|id| (id, held(&id))).collect();
+    cache.vouch_blobs(&mut blobs);
     (blobs, places)
 }
 

@@ -25,7 +25,7 @@ pub fn select(compiled: &Compiled, targets: &[String]) -> Result<Option<Vec<bool
         let named = (0..all.len()).filter(|&id| names(target, &all[id]));
         let fitting: Vec<StageId> = named.chain(tagged.into_iter().flatten().copied()).collect();
         if fitting.is_empty() {
-            return Err(unknown(target, all.iter().map(String::as_str), compiled.tags.keys().map(String::as_str)));
+            return Err(unknown(target, all.iter(), compiled.tags.keys().map(String::as_str)));
         }
         fitting.into_iter().for_each(|id| wanted[id] = true);
     }

@@ -56,14 +56,12 @@ impl Cache {
         (self.index.known(&stat) == Some(*id)).then_some(FileStat(stat))
     }
 
-    /// The stat of each blob, where its bytes are known to be right under it.
-    pub fn vouch_blobs(&self, ids: &[BlobId]) -> Vec<Option<FileStat>> {
-        let Ok(folder) = self.blobs_folder() else { return vec![None; ids.len()] };
-        let vouch = |id: &BlobId| {
-            let stat = blob_stat(&folder, id)?;
-            (self.index.known(&stat) == Some(*id)).then_some(FileStat(stat))
-        };
-        ids.iter().map(vouch).collect()
+    /// Gives those that have no stat theirs, where their bytes are known to be right under it.
+    pub fn vouch_blobs(&self, blobs: &mut [(BlobId, Option<FileStat>)]) {
+        let Ok(folder) = self.blobs_folder() else { return };
+        for (id, stat) in blobs.iter_mut().filter(|(_, stat)| stat.is_none()) {
+            *stat = blob_stat(&folder, id).filter(|stat| self.index.known(stat) == Some(*id)).map(FileStat);
+        }
     }
 
     /// Where a source's stat is no longer the one that was vouched for, in the order given. A source without a stat counts as changed.

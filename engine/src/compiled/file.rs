@@ -21,7 +21,7 @@ use std::sync::Arc;
 
 use trestle_cache::Digest;
 
-use super::Compiled;
+use super::{Compiled, Names};
 use crate::pipeline::{Pipeline, Stage, StageId};
 
 const TAG: &[u8] = b"trestle compiled v3\n";
@@ -84,9 +84,9 @@ impl Stages {
     }
 
     /// Names of all stages.
-    pub fn names(&self) -> Result<Vec<String>, LoadError> {
+    pub fn names(&self) -> Result<Names, LoadError> {
         match self {
-            Self::Memory(pipeline) => Ok(pipeline.stages.iter().map(|stage| stage.name.clone()).collect()),
+            Self::Memory(pipeline) => Ok(pipeline.stages.iter().map(|stage| stage.name.as_str()).collect()),
             Self::File { file, names: (at, length), .. } => {
                 let mut bytes = vec![0; usize::try_from(*length).map_err(|_| LoadError::Damaged)?];
                 file.read_exact_at(&mut bytes, *at)?;
@@ -94,8 +94,8 @@ impl Stages {
                 if check != Digest::of(text).as_bytes() {
                     return Err(LoadError::Damaged);
                 }
-                let text = std::str::from_utf8(text).map_err(|_| LoadError::Damaged)?;
-                Ok(text.lines().map(str::to_owned).collect())
+                bytes.truncate(bytes.len() - 32);
+                String::from_utf8(bytes).map(Names::of_lines).map_err(|_| LoadError::Damaged)
             }
         }
     }
@@ -171,9 +171,8 @@ impl Compiled {
 
     fn write(&self, pipeline: &Pipeline, path: &Path) -> io::Result<()> {
         let graph = self.encode();
-        let mut names: Vec<u8> = pipeline.stages.iter().flat_map(|stage| [stage.name.as_bytes(), b"\n"].concat()).collect();
-        let check = Digest::of(&names);
-        names.extend(check.as_bytes());
+        let names: Names = pipeline.stages.iter().map(|stage| stage.name.as_str()).collect();
+        let names = [names.lines().as_bytes(), Digest::of(names.lines().as_bytes()).as_bytes()].concat();
         let mut out = io::BufWriter::with_capacity(1 << 18, File::create(path)?);
         // What stands before the stages and can only be said after them is written last.
         let mut starts: Vec<u64> = vec![0; pipeline.stages.len() + 1];

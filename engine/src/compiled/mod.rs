@@ -9,6 +9,7 @@
 
 mod dependency;
 mod file;
+mod names;
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
@@ -23,6 +24,7 @@ use crate::stage::Format;
 pub use dependency::Dependency;
 pub use file::{LoadError, Stages};
 pub(crate) use file::{take, take_numbers, take_u32};
+pub use names::Names;
 
 /// Place of an output in the numbering through all stages.
 pub type OutputId = usize;
@@ -183,7 +185,7 @@ impl Compiled {
     ///
     /// # Errors
     /// As [`Compiled::stage`].
-    pub fn names(&self) -> Result<Vec<String>, LoadError> {
+    pub fn names(&self) -> Result<Names, LoadError> {
         self.stages.names()
     }
 }

@@ -22,7 +22,7 @@ use serde_json::Value;
 use tokio::sync::mpsc;
 use trestle_cache::{ActionKey, ActionRecord, Cache, Claim};
 
-use crate::compiled::Compiled;
+use crate::compiled::{Compiled, Names};
 use crate::error::Error;
 use crate::event::{Event, Failure};
 use crate::executor::{Cancel, Executor, Said};
@@ -88,12 +88,12 @@ pub async fn run(
     let started = Instant::now();
     let count = (0..compiled.len()).filter(|&id| wanted(id)).count();
     events(Event::Started { pipeline: compiled.name.clone(), stages: count, cpus: options.cpus });
-    let names = if options.report_cached { compiled.names()? } else { Vec::new() };
+    let names = if options.report_cached { compiled.names()? } else { Names::default() };
     let mut open = Vec::new();
     let mut works = HashMap::new();
     let hits = planner.survey(wanted, &mut |id, decision| match decision {
         Decision::Hit(key) if options.report_cached => {
-            events(Event::Cached { stage: names[id].clone(), key: key.to_string() });
+            events(Event::Cached { stage: names[id].to_owned(), key: key.to_string() });
         }
         Decision::Hit(_) => {}
         Decision::Run(work) => {
@@ -171,7 +171,7 @@ struct Finished {
 
 /// Stages are numbered by their place among the open ones.
 struct Dispatcher<'r> {
-    names: Vec<String>,
+    names: Names,
     cache: &'r Arc<Cache>,
     options: &'r Options,
     events: &'r mut dyn FnMut(Event),
@@ -208,7 +208,7 @@ struct Dispatcher<'r> {
 
 impl Dispatcher<'_> {
     fn name(&self, open: usize) -> String {
-        self.names[self.graph.id(open)].clone()
+        self.names[self.graph.id(open)].to_owned()
     }
 
     /// Queues everything that reads from no other open stage.
