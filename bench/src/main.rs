@@ -68,7 +68,7 @@ struct Args {
     /// Folder for the projects [default: a new one in the folder for temporary files].
     #[arg(long)]
     work: Option<PathBuf>,
-    /// Leave the projects there.
+    /// Leave the projects there at the end.
     #[arg(long)]
     keep: bool,
     /// Size of the one large file, MiB.
@@ -83,9 +83,8 @@ struct Args {
 }
 
 fn main() -> ExitCode {
-    let mut words = std::env::args().skip(1);
-    let done = match (words.next().as_deref(), words.next()) {
-        (Some(measure::STARTER), Some(order)) => measure::starter(&order).map(|figures| println!("{figures}")),
+    let done = match std::env::args().nth(1).as_deref() {
+        Some(measure::STARTER) => measure::starter().map(|figures| println!("{figures}")),
         _ => bench(&Args::parse()),
     };
     match done {

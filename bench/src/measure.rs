@@ -5,6 +5,7 @@
 
 use std::ffi::OsString;
 use std::fs::File;
+use std::io::Write;
 use std::os::unix::process::{CommandExt, ExitStatusExt, parent_id};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -59,14 +60,18 @@ pub fn measure(order: &Order) -> Result<Taken, String> {
     let program = std::env::current_exe().map_err(|e| format!("this program is not found: {e}"))?;
     let order = serde_json::to_string(order).map_err(|e| e.to_string())?;
     let mut starter = Command::new(program);
-    starter.arg(STARTER).arg(order).stdin(Stdio::null()).stderr(Stdio::inherit()).process_group(0);
-    let output = starter.output().map_err(|e| format!("the starter did not start: {e}"))?;
+    starter.arg(STARTER).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit()).process_group(0);
+    let mut starter = starter.spawn().map_err(|e| format!("the starter did not start: {e}"))?;
+    // Not as an argument: a command that names 10,000 files is longer than one may be.
+    let sent = starter.stdin.take().map(|mut pipe| pipe.write_all(order.as_bytes()));
+    let output = starter.wait_with_output().map_err(|e| format!("the starter did not end: {e}"))?;
+    sent.transpose().map_err(|e| format!("the starter took no order: {e}"))?;
     serde_json::from_slice(&output.stdout).map_err(|e| format!("the starter ended with {} and no figures: {e}", output.status))
 }
 
-/// The starter: runs one command and gives the figures as JSON.
-pub fn starter(order: &str) -> Result<String, String> {
-    let order: Order = serde_json::from_str(order).map_err(|e| format!("no order: {e}"))?;
+/// The starter: runs the one command that standard input says, and gives the figures as JSON.
+pub fn starter() -> Result<String, String> {
+    let order: Order = serde_json::from_reader(std::io::stdin()).map_err(|e| format!("no order: {e}"))?;
     let taken = run(&order)?;
     serde_json::to_string(&taken).map_err(|e| e.to_string())
 }

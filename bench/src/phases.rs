@@ -60,9 +60,7 @@ pub fn graph(settings: &Settings, tools: &[&Tool], shape: Shape, n: usize) -> Re
             rows.extend(measured);
         }
     }
-    if !settings.keep {
-        crate::tools::remove(&folder).map_err(|e| format!("{}: {e}", folder.display()))?;
-    }
+    // The projects stay until all is measured: ext4 would charge the next ones for the files of these.
     let why =
         |contestant: &Contestant| contestant.out.clone().map(|why| format!("{} with {} {n}: {why}", contestant.tool.name, shape.name()));
     Ok((rows, contestants.iter().filter_map(why).collect()))
