@@ -1,6 +1,7 @@
 //! Files and folders of the file system: their stat, their hash, and what a folder holds.
 
 mod large;
+mod mapped;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
