@@ -11,7 +11,7 @@ use crate::results::Row;
 use crate::tools::{Phase, Tool, call, remove};
 
 /// Times b3sum's throughput above which we do not believe that anything was hashed.
-const INCREDIBLE: f64 = 3.0;
+const INCREDIBLE: f64 = 6.0;
 /// Files in a folder of the many.
 const PER_FOLDER: usize = 1000;
 

@@ -2,19 +2,21 @@
 
 mod large;
 mod mapped;
+mod scan;
 
-use std::collections::BTreeMap;
-use std::ffi::OsString;
 use std::fs::{self, File, Metadata};
 use std::io::{self, Read};
+use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use large::PIECE;
+use rustix::fs::AtFlags;
+pub use scan::{Folder, Scan};
 
-use crate::content::{Content, Entry, Tree, link_stays};
-use crate::digest::{BlobId, TreeId};
+use crate::content::Content;
+use crate::digest::BlobId;
 use crate::error::{Error, Result};
 
 /// What the file system says about a file; the same stat means the same bytes (see [`crate::index`]). Times in ns since 1970.
@@ -38,6 +40,29 @@ impl From<&Metadata> for Stat {
             ctime: nanoseconds(meta.ctime(), meta.ctime_nsec()),
         }
     }
+}
+
+/// What a look at a file shows.
+#[derive(Debug, Clone, Copy)]
+pub struct Seen {
+    pub stat: Stat,
+    pub is_file: bool,
+    pub executable: bool,
+}
+
+/// Looks at a file by its path from an open folder; a link is what it points to.
+pub fn look(folder: impl AsFd, path: impl rustix::path::Arg) -> io::Result<Seen> {
+    let found = rustix::fs::statat(folder, path, AtFlags::empty())?;
+    let nanoseconds = |seconds: i64, rest: u64| seconds.saturating_mul(1_000_000_000).saturating_add(rest.cast_signed());
+    let stat = Stat {
+        dev: found.st_dev,
+        ino: found.st_ino,
+        size: found.st_size.cast_unsigned(),
+        mtime: nanoseconds(found.st_mtime, found.st_mtime_nsec),
+        ctime: nanoseconds(found.st_ctime, found.st_ctime_nsec),
+    };
+    let is_file = rustix::fs::FileType::from_raw_mode(found.st_mode).is_file();
+    Ok(Seen { stat, is_file, executable: found.st_mode & 0o100 != 0 })
 }
 
 /// Whether its owner may execute a file.
@@ -105,69 +130,6 @@ fn hash_bytes(file: &mut File, size: u64) -> io::Result<Option<BlobId>> {
     Ok(Some(BlobId::of(&bytes)))
 }
 
-/// What a folder holds, read before anything is done with it, so that a folder with something odd in it is refused as a whole.
-#[derive(Debug)]
-pub struct Scan {
-    /// The files, in the order of the nodes that point here.
-    pub files: Vec<PathBuf>,
-    root: BTreeMap<String, Node>,
-}
-
-#[derive(Debug)]
-enum Node {
-    /// Index into the files.
-    File(usize),
-    Dir(BTreeMap<String, Node>),
-    Symlink(String),
-}
-
-impl Scan {
-    /// Reads the folder `path` and all below it. Links are not followed.
-    pub fn new(path: &Path) -> Result<Self> {
-        let mut files = Vec::new();
-        let root = scan_dir(path, 0, &mut files)?;
-        Ok(Self { files, root })
-    }
-
-    /// The tree's id, given what each file is. Puts the canonical bytes of every tree, the root's too, into `trees`.
-    pub fn tree(&self, files: &[Content], trees: &mut BTreeMap<TreeId, Vec<u8>>) -> TreeId {
-        tree_of(&self.root, files, trees)
-    }
-}
-
-fn scan_dir(path: &Path, depth: usize, files: &mut Vec<PathBuf>) -> Result<BTreeMap<String, Node>> {
-    let mut nodes = BTreeMap::new();
-    for item in fs::read_dir(path).map_err(Error::io("read the folder", path))? {
-        let item = item.map_err(Error::io("read the folder", path))?;
-        let here = item.path();
-        let name = utf8(item.file_name(), &here)?;
-        let kind = item.file_type().map_err(Error::io("examine", &here))?;
-        let node = if kind.is_dir() {
-            Node::Dir(scan_dir(&here, depth + 1, files)?)
-        } else if kind.is_symlink() {
-            Node::Symlink(link_target(&here, depth)?)
-        } else if kind.is_file() {
-            files.push(here);
-            Node::File(files.len() - 1)
-        } else {
-            return Err(special(&here, kind));
-        };
-        nodes.insert(name, node);
-    }
-    Ok(nodes)
-}
-
-fn utf8(name: OsString, path: &Path) -> Result<String> {
-    name.into_string().map_err(|_| Error::NotUtf8 { path: path.to_owned() })
-}
-
-/// The target of a link that stays within its tree.
-fn link_target(path: &Path, depth: usize) -> Result<String> {
-    let target = fs::read_link(path).map_err(Error::io("read the link", path))?;
-    let target = utf8(target.into_os_string(), path)?;
-    if link_stays(&target, depth) { Ok(target) } else { Err(Error::LinkLeaves { path: path.to_owned(), target }) }
-}
-
 /// The complaint about a file that is neither a file, a folder nor a link.
 pub fn special(path: &Path, kind: fs::FileType) -> Error {
     let kind = match kind {
@@ -177,24 +139,6 @@ pub fn special(path: &Path, kind: fs::FileType) -> Error {
         _ => "special file",
     };
     Error::Special { path: path.to_owned(), kind }
-}
-
-fn tree_of(nodes: &BTreeMap<String, Node>, files: &[Content], trees: &mut BTreeMap<TreeId, Vec<u8>>) -> TreeId {
-    let mut tree = Tree::default();
-    for (name, node) in nodes {
-        let entry = match node {
-            Node::File(index) => match files[*index] {
-                Content::Blob { id, size, executable } => Entry::File { id, size, executable },
-                Content::Tree { id } => Entry::Dir(id),
-            },
-            Node::Dir(nodes) => Entry::Dir(tree_of(nodes, files, trees)),
-            Node::Symlink(target) => Entry::Symlink(target.clone()),
-        };
-        tree.entries.insert(name.clone(), entry);
-    }
-    let id = tree.id();
-    trees.insert(id, tree.bytes());
-    id
 }
 
 /// Removes a file or a folder with all below it, read-only folders too. Nothing there is fine.

@@ -14,7 +14,7 @@ use std::fs::{self, File};
 use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 use std::iter::Peekable;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::digest::{BlobId, Digest};
 use crate::error::{Error, Result};
@@ -42,7 +42,7 @@ pub struct Index {
 #[derive(Debug, Default)]
 struct State {
     /// What the file holds; none as long as it was not read.
-    file: Option<Entries>,
+    file: Option<Arc<Entries>>,
     /// What goes over it.
     noted: BTreeMap<(u64, u64), Known>,
 }
@@ -59,6 +59,22 @@ struct Known {
     day: u64,
 }
 
+impl State {
+    fn entries(&mut self, path: &Path) -> &Arc<Entries> {
+        self.file.get_or_insert_with(|| Arc::new(read(path)))
+    }
+
+    /// The id of the file with this stat, by what was noted, else as it is `known` from the file; notes that it was of use today.
+    fn newer(&mut self, stat: &Stat, known: Option<Known>, today: u64) -> Option<BlobId> {
+        let file = (stat.dev, stat.ino);
+        let known = self.noted.get(&file).copied().or(known).filter(|known| known.stat == *stat)?;
+        if known.day != today {
+            self.noted.insert(file, Known { day: today, ..known });
+        }
+        Some(known.id)
+    }
+}
+
 impl Index {
     /// The index at `path`; one that cannot be read is empty.
     pub fn open(path: PathBuf) -> Self {
@@ -72,18 +88,31 @@ impl Index {
 
     /// The id of the file with this stat, if its bytes were hashed under it.
     pub fn known(&self, stat: &Stat) -> Option<BlobId> {
-        let mut state = self.lock();
-        let file = (stat.dev, stat.ino);
-        let known = match state.noted.get(&file) {
-            Some(known) => *known,
-            None => state.file.get_or_insert_with(|| read(&self.path)).find(file)?,
+        self.known_all([stat]).pop().flatten()
+    }
+
+    /// The ids of the files with these stats, as [`Index::known`]. Quicker than one by one, the more so for files that were made together.
+    pub fn known_all<'s>(&self, stats: impl IntoIterator<Item = &'s Stat>) -> Vec<Option<BlobId>> {
+        let (entries, has_noted) = {
+            let mut state = self.lock();
+            (Arc::clone(state.entries(&self.path)), !state.noted.is_empty())
         };
-        let today = today();
-        let known = Some(known).filter(|known| known.stat == *stat)?;
-        if known.day != today {
-            state.noted.insert(file, Known { day: today, ..known });
+        let (today, mut place, mut found) = (today(), 0, Vec::new());
+        let mut others = Vec::new();
+        for stat in stats {
+            let known = entries.find((stat.dev, stat.ino), &mut place).filter(|known| known.stat == *stat);
+            if has_noted || known.is_some_and(|known| known.day != today) {
+                others.push((found.len(), *stat, known));
+            }
+            found.push(known.map(|known| known.id));
         }
-        Some(known.id)
+        if !others.is_empty() {
+            let mut state = self.lock();
+            for (at, stat, known) in others {
+                found[at] = state.newer(&stat, known, today);
+            }
+        }
+        found
     }
 
     /// Notes what a file hashed to, unless it is too fresh. Says whether it was noted.
@@ -140,10 +169,33 @@ impl Entries {
         self.0.chunks_exact(ENTRY).filter_map(decode_entry)
     }
 
-    fn find(&self, file: (u64, u64)) -> Option<Known> {
+    /// The entry of a file. The search goes out from `place`, in steps that double, and leaves there where it ended: inodes of files that
+    /// were made together lie together.
+    fn find(&self, file: (u64, u64), place: &mut usize) -> Option<Known> {
         let (entries, _) = self.0.as_chunks::<ENTRY>();
-        let at = entries.binary_search_by_key(&Some(file), |entry| decode_entry(entry).map(|known| known.file())).ok()?;
-        decode_entry(&entries[at])
+        let is_before = |entry: &[u8; ENTRY]| file_of(entry) < file;
+        let (mut low, mut high, mut step) = (0, (*place).min(entries.len()), 1);
+        // Everything below `low` is before the file, nothing from `high` on is.
+        if high < entries.len() && is_before(&entries[high]) {
+            low = high + 1;
+            high = low;
+            while high < entries.len() && is_before(&entries[high]) {
+                low = high + 1;
+                high = low.saturating_add(step).min(entries.len());
+                step *= 2;
+            }
+        } else {
+            while let Some(last) = high.checked_sub(step) {
+                if is_before(&entries[last]) {
+                    low = last + 1;
+                    break;
+                }
+                high = last;
+                step *= 2;
+            }
+        }
+        *place = low + entries[low..high].partition_point(is_before);
+        entries.get(*place).filter(|entry| file_of(entry) == file).and_then(|entry| decode_entry(entry))
     }
 }
 
@@ -195,6 +247,12 @@ fn decode(mut bytes: Vec<u8>) -> Option<Entries> {
     Some(Entries(bytes))
 }
 
+/// Device and inode of an entry.
+fn file_of(entry: &[u8; ENTRY]) -> (u64, u64) {
+    let (numbers, _) = entry.as_chunks::<8>();
+    (u64::from_le_bytes(numbers[0]), u64::from_le_bytes(numbers[1]))
+}
+
 fn decode_entry(entry: &[u8]) -> Option<Known> {
     let number = |at: usize| Some(u64::from_le_bytes(entry.get(at * 8..at * 8 + 8)?.try_into().ok()?));
     let stat =
@@ -227,6 +285,23 @@ mod tests {
         assert!(index.note(&hashed(second + 1, second + 1 + GRAIN)));
         assert_eq!(index.known(&hashed(second + 1, 0).stat), Some(BlobId::of(b"abc")));
         assert_eq!(index.known(&hashed(second + 2, 0).stat), None, "another ctime");
+    }
+
+    #[test]
+    fn entries_are_found_from_wherever_the_search_begins() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("index");
+        for count in [0u64, 1, 2, 7, 40] {
+            let known = |ino| Known { stat: Stat { ino, ..hashed(1, 0).stat }, id: BlobId::of(&[ino as u8]), day: 1 };
+            write(&path, (0..count).map(|i| known(2 * i + 1))).unwrap();
+            let entries = read(&path);
+            for start in 0..=count as usize + 1 {
+                for ino in 0..2 * count + 2 {
+                    let wanted = (ino % 2 == 1 && ino < 2 * count).then(|| known(ino));
+                    assert_eq!(entries.find((1, ino), &mut { start }), wanted, "{ino} of {count} from {start}");
+                }
+            }
+        }
     }
 
     #[test]

@@ -8,13 +8,13 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use rayon::prelude::*;
-use rustix::fs::{AtFlags, CWD, Mode, OFlags};
+use rustix::fs::{CWD, Mode, OFlags};
 
 use super::Cache;
 use crate::content::Content;
 use crate::digest::BlobId;
 use crate::error::{Error, Result};
-use crate::files::Stat;
+use crate::files::{Stat, look};
 
 /// From this many files on, stats are taken by all threads.
 const MANY: usize = 512;
@@ -91,16 +91,7 @@ impl Cache {
 
 /// The stat of a regular file.
 fn stat_at(folder: impl AsFd, path: impl rustix::path::Arg) -> Option<Stat> {
-    let found = rustix::fs::statat(folder, path, AtFlags::empty()).ok()?;
-    let nanoseconds = |seconds: i64, rest: u64| seconds.saturating_mul(1_000_000_000).saturating_add(rest.cast_signed());
-    let is_file = rustix::fs::FileType::from_raw_mode(found.st_mode).is_file();
-    is_file.then(|| Stat {
-        dev: found.st_dev,
-        ino: found.st_ino,
-        size: found.st_size.cast_unsigned(),
-        mtime: nanoseconds(found.st_mtime, found.st_mtime_nsec),
-        ctime: nanoseconds(found.st_ctime, found.st_ctime_nsec),
-    })
+    look(folder, path).ok().filter(|seen| seen.is_file).map(|seen| seen.stat)
 }
 
 fn blob_stat(folder: &OwnedFd, id: &BlobId) -> Option<Stat> {

@@ -4,15 +4,20 @@ use std::collections::BTreeMap;
 use std::fs::{self, File, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use rayon::prelude::*;
+use rustix::fs::{Mode, OFlags};
 
 use super::Cache;
 use crate::content::Content;
-use crate::digest::{BlobId, TreeId};
+use crate::digest::BlobId;
 use crate::error::{Error, Result};
-use crate::files::{Scan, Stat, hash_file, is_executable, remove_all, special};
+use crate::files::{Folder, Scan, Seen, Stat, hash_file, is_executable, look, remove_all, special};
 use crate::store::{Durability, Staged};
+
+/// Files of a folder that are looked at by one thread in one go.
+const AT_ONCE: usize = 256;
 
 impl Cache {
     /// Names the project file or folder at `path`, a link to one too. A file whose stat is known is not read. Nothing is stored.
@@ -29,12 +34,32 @@ impl Cache {
             self.source_file(path)
         } else if meta.is_dir() {
             self.refuse_own_folder(path)?;
-            let scan = Scan::new(path)?;
-            let files = scan.files.par_iter().map(|file| self.source_file(file)).collect::<Result<Vec<_>>>()?;
-            Ok(Content::Tree { id: scan.tree(&files, &mut BTreeMap::new()) })
+            let id = Scan::new(path)?.tree(&|folder| self.source_files(folder), &|_, _| {})?;
+            Ok(Content::Tree { id })
         } else {
             Err(special(path, meta.file_type()))
         }
+    }
+
+    /// Names the files of a folder. Most are known: they are looked at from the open folder, many at a time, and the others hashed.
+    fn source_files(&self, folder: &Folder) -> Result<Vec<Content>> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let open = rustix::fs::open(&folder.path, flags, Mode::empty()).map_err(|e| Error::io("open", &folder.path)(e.into()))?;
+        let some = |names: &[String]| -> Result<Vec<Content>> {
+            let seen = names.iter().map(|name| look(&open, name).map_err(Error::io("read", &folder.path.join(name))));
+            let seen: Vec<Seen> = seen.collect::<Result<_>>()?;
+            let known = self.index.known_all(seen.iter().map(|seen| &seen.stat));
+            let content = |((name, seen), id): ((&String, &Seen), &Option<BlobId>)| match id {
+                Some(id) => Ok(Content::Blob { id: *id, size: seen.stat.size, executable: seen.executable }),
+                None => self.source_file(&folder.path.join(name)),
+            };
+            if known.iter().all(Option::is_some) {
+                return names.iter().zip(&seen).zip(&known).map(content).collect();
+            }
+            names.par_iter().zip(&seen).zip(&known).map(content).collect()
+        };
+        let parts = folder.files.par_chunks(AT_ONCE).map(some).collect::<Result<Vec<_>>>()?;
+        Ok(parts.concat())
     }
 
     fn source_file(&self, path: &Path) -> Result<Content> {
@@ -85,12 +110,18 @@ impl Cache {
     }
 
     fn ingest_folder(&self, scan: &Scan, durability: Durability) -> Result<Content> {
-        let taken = scan.files.par_iter().map(|file| self.take_file(file, true)).collect::<Result<Vec<_>>>()?;
-        let (contents, staged): (Vec<_>, Vec<_>) = taken.into_iter().unzip();
-        let mut staged: Vec<_> = staged.into_iter().flatten().collect();
-        let mut trees: BTreeMap<TreeId, Vec<u8>> = BTreeMap::new();
-        let id = scan.tree(&contents, &mut trees);
-        for bytes in trees.values() {
+        let (staged, trees) = (Mutex::new(Vec::new()), Mutex::new(BTreeMap::new()));
+        let take = |folder: &Folder| -> Result<Vec<Content>> {
+            let taken = folder.files.par_iter().map(|name| self.take_file(&folder.path.join(name), true)).collect::<Result<Vec<_>>>()?;
+            let (contents, blobs): (Vec<_>, Vec<_>) = taken.into_iter().unzip();
+            staged.lock().unwrap_or_else(PoisonError::into_inner).extend(blobs.into_iter().flatten());
+            Ok(contents)
+        };
+        let id = scan.tree(&take, &|id, bytes| {
+            trees.lock().unwrap_or_else(PoisonError::into_inner).insert(id, bytes);
+        })?;
+        let mut staged = staged.into_inner().unwrap_or_else(PoisonError::into_inner);
+        for bytes in trees.into_inner().unwrap_or_else(PoisonError::into_inner).values() {
             staged.push(self.store.stage(&mut bytes.as_slice())?);
         }
         self.store.commit(&staged, durability)?;
