@@ -243,3 +243,39 @@ fn a_file_that_changes_while_it_is_hashed_or_copied_is_never_taken_for_another()
         assert_eq!(project.output("sum", "o"), String::from_utf8(sum.stdout).unwrap());
     }
 }
+
+/// What is as large as this is hashed where it lies in memory, and a look behind the end of such a file is a bus error.
+#[test]
+fn a_large_file_that_is_cut_off_while_it_is_hashed_ends_no_program() {
+    const SIZE: u64 = 1 << 30;
+    let project = Project::new("stages:\n  head: { run: 'head -c 3 {in.f} > {out.o}', in: { f: ./f }, out: { o: o } }\n");
+    let path = project.path().join("f");
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let file = std::fs::File::create(&path).unwrap();
+            let mut delays = (1..).map(|i| Duration::from_millis(i * 37 % 101));
+            while !over.load(Ordering::Relaxed) {
+                file.set_len(SIZE).unwrap();
+                delays.next().map(std::thread::sleep);
+                file.set_len(4097).unwrap();
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        });
+        let mut refused = 0;
+        for _ in 0..10 {
+            let done = project.call(&["plan"]);
+            let said = format!("{}{}", done.out, done.err);
+            assert!(matches!(done.code, Some(0..=2)), "{done:?}");
+            if done.code != Some(0) {
+                assert!(said.contains("chang") || said.contains("No such file"), "{said}");
+                refused += 1;
+            }
+        }
+        over.store(true, Ordering::Relaxed);
+        assert!(refused > 0, "it was never cut off while it was hashed");
+    });
+    std::fs::write(&path, "abcdef").unwrap();
+    assert_eq!(project.run().code, Some(0));
+    assert_eq!(project.output("head", "o"), "abc");
+}

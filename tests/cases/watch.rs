@@ -44,7 +44,9 @@ impl Watch {
         assert!(std::process::Command::new("kill").args([signal, &self.child.id().to_string()]).status().unwrap().success());
     }
 
+    /// Interrupts it once nothing more is said: a change that is met by two runs is one that a run may still be at.
     fn end(mut self) -> Option<i32> {
+        while self.lines.recv_timeout(Duration::from_secs(1)).is_ok() {}
         self.signal("-INT");
         self.child.wait().unwrap().code()
     }
