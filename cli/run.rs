@@ -167,9 +167,8 @@ impl Recording {
 
 /// Makes what was stored durable, and known by its stat, so that the next run need not read it again.
 fn finish(session: Session, summary: &Summary, render: &mut dyn Render) -> Result<(), Fail> {
+    let cache = Arc::clone(&session.cache);
     if summary.executed > 0 {
-        // A process that a killed run was just starting holds its lock until it is the command, so that the first sweep may miss it.
-        session.cache.sweep_tmp(&mut |folder| end_below(folder))?;
         session.cache.sync()?;
         for blob in session.cache.settle(SETTLE_BYTES)? {
             render.note(&format!(
@@ -180,6 +179,12 @@ fn finish(session: Session, summary: &Summary, render: &mut dyn Render) -> Resul
     }
     if let Some(remark) = session.keep()? {
         render.note(&format!("warning: {remark}"));
+    }
+    // A process that a killed run was just starting holds its lock until it is the command, so that the first sweep may miss it.
+    if summary.executed > 0
+        && let Err(error) = cache.sweep_tmp(&mut |folder| end_below(folder))
+    {
+        render.note(&format!("warning: what a killed run left is still there: {error}"));
     }
     Ok(())
 }

@@ -46,8 +46,12 @@ impl Cache {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let open = rustix::fs::open(&folder.path, flags, Mode::empty()).map_err(|e| Error::io("open", &folder.path)(e.into()))?;
         let some = |names: &[String]| -> Result<Vec<Content>> {
-            let seen = names.iter().map(|name| look(&open, name).map_err(Error::io("read", &folder.path.join(name))));
-            let seen: Vec<Seen> = seen.collect::<Result<_>>()?;
+            let see = |name: &String| match look(&open, name) {
+                Ok(seen) if seen.is_file => Ok(seen),
+                Ok(_) => Err(Error::Changing { path: folder.path.join(name) }),
+                Err(e) => Err(Error::io("read", &folder.path.join(name))(e)),
+            };
+            let seen: Vec<Seen> = names.iter().map(see).collect::<Result<_>>()?;
             let known = self.index.known_all(seen.iter().map(|seen| &seen.stat));
             let content = |((name, seen), id): ((&String, &Seen), &Option<BlobId>)| match id {
                 Some(id) => Ok(Content::Blob { id: *id, size: seen.stat.size, executable: seen.executable }),

@@ -12,7 +12,7 @@ use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::ptr;
 use std::sync::OnceLock;
-use std::sync::atomic::{Ordering, compiler_fence};
+use std::sync::atomic::{AtomicBool, Ordering, compiler_fence};
 
 use nix::libc;
 
@@ -33,13 +33,18 @@ thread_local! {
 
 /// Who had the signal before.
 static BEFORE: OnceLock<libc::sigaction> = OnceLock::new();
+/// Whether it has it again.
+static IS_GIVEN_BACK: AtomicBool = AtomicBool::new(false);
 
 /// What `read` makes of `length` bytes of a file from `start` on, a multiple of the size of a page. None if they cannot be mapped, or not
 /// be read as a whole: then reading says why.
 ///
+/// `read` looks on the thread that it is called on, and nowhere else: only that one's signals are caught. So it starts no work of rayon's.
+///
 /// As with any read, bytes that another process writes meanwhile may be seen or not.
 pub fn with<T>(file: &File, start: u64, length: usize, read: impl FnOnce(&[u8]) -> T) -> Option<T> {
-    if length == 0 || !catches() {
+    let is_nested = WINDOW.get().length != 0;
+    if length == 0 || is_nested || !catches() {
         return None;
     }
     let offset = libc::off_t::try_from(start).ok()?;
@@ -52,7 +57,8 @@ pub fn with<T>(file: &File, start: u64, length: usize, read: impl FnOnce(&[u8]) 
     WINDOW.set(window.0);
     // The handler reads what was set here, of which the compiler knows nothing.
     compiler_fence(Ordering::SeqCst);
-    // SAFETY: the map has this length, is readable until `window` is dropped, and the handler makes good for pages that have no file.
+    // SAFETY: the map has this length and is readable until `window` is dropped; for pages that have no file the handler makes good, on this
+    // thread, which is where `read` looks.
     let made = read(unsafe { std::slice::from_raw_parts(map.cast::<u8>(), length) });
     compiler_fence(Ordering::SeqCst);
     let is_torn = WINDOW.get().is_torn;
@@ -74,7 +80,7 @@ impl Drop for Unmap {
 /// Sees to it that the signal is caught; false if it cannot be.
 fn catches() -> bool {
     static CATCHES: OnceLock<bool> = OnceLock::new();
-    *CATCHES.get_or_init(|| {
+    let catches = *CATCHES.get_or_init(|| {
         // SAFETY: `sigaction` is plain data that zeros are a value of; the handler calls nothing that a handler may not.
         unsafe {
             let mut before: libc::sigaction = std::mem::zeroed();
@@ -86,14 +92,15 @@ fn catches() -> bool {
             action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
             libc::sigaction(libc::SIGBUS, &raw const action, ptr::null_mut()) == 0
         }
-    })
+    });
+    catches && !IS_GIVEN_BACK.load(Ordering::Relaxed)
 }
 
 /// Runs on the thread that looked. It may only use what needs no lock and no memory: a thread's plain values and system calls.
 extern "C" fn handler(_: c_int, info: *mut libc::siginfo_t, _: *mut c_void) {
-    // SAFETY: the system gives a valid `info` to a handler that asked for it.
-    let address = unsafe { (*info).si_addr() } as usize;
-    let window = WINDOW.try_with(Cell::get).unwrap_or(NOTHING);
+    // SAFETY: the system gives a valid `info` to a handler that asked for it; it has an address if a look raised the signal.
+    let (is_sent, address) = unsafe { ((*info).si_code <= 0, (*info).si_addr() as usize) };
+    let window = if is_sent { NOTHING } else { WINDOW.try_with(Cell::get).unwrap_or(NOTHING) };
     if (window.start..window.start + window.length).contains(&address) {
         let (flags, at) = (libc::MAP_FIXED | libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, window.start as *mut c_void);
         // SAFETY: it replaces the window, which is this thread's own and mapped, by as many readable bytes. Only a failed call sets `errno`.
@@ -103,10 +110,16 @@ extern "C" fn handler(_: c_int, info: *mut libc::siginfo_t, _: *mut c_void) {
             return;
         }
     }
-    // What raised it does so again, and meets who was there before.
+    // A look raises it once more, and it meets who was there before; one that another process sent is sent on.
     if let Some(before) = BEFORE.get() {
-        // SAFETY: an action that the system gave out.
-        unsafe { libc::sigaction(libc::SIGBUS, before, ptr::null_mut()) };
+        IS_GIVEN_BACK.store(true, Ordering::Relaxed);
+        // SAFETY: an action that the system gave out; `raise` may be called here.
+        unsafe {
+            libc::sigaction(libc::SIGBUS, before, ptr::null_mut());
+            if is_sent {
+                libc::raise(libc::SIGBUS);
+            }
+        }
     }
 }
 
@@ -140,6 +153,7 @@ mod tests {
         assert_eq!(with(&file, 0, 8192, sum), Some(7 * 8192), "it goes on");
         assert_eq!(with(&file, 0, SIZE, sum), None);
         assert_eq!(with(&file, 1, 100, sum), None, "not at the beginning of a page");
+        assert_eq!(with(&file, 0, 4096, |_| with(&file, 0, 4096, sum)), Some(None), "one in another");
     }
 
     #[test]

@@ -76,7 +76,7 @@ impl Folder {
     fn read(path: PathBuf, depth: usize) -> Result<Self> {
         let (mut files, mut folders, mut links) = (Vec::new(), Vec::new(), Vec::new());
         for item in fs::read_dir(&path).map_err(Error::io("read the folder", &path))? {
-            let item = item.map_err(Error::io("read the folder", &path))?;
+            let item = item.map_err(|e| Error::io("read the folder", &path)(e))?;
             let kind = item.file_type().map_err(|e| Error::io("examine", &item.path())(e))?;
             let name = utf8(item.file_name(), &path)?;
             if kind.is_dir() {

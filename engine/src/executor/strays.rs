@@ -55,8 +55,9 @@ pub fn end(leader: Pid, mark: &str) {
 #[cfg(not(target_os = "linux"))]
 pub fn end(_leader: rustix::process::Pid, _mark: &str) {}
 
-/// Ends every process of this user whose `TMPDIR` is below a folder, with those that they start meanwhile, and waits until they are no
-/// more: what a run that was killed left at work. What is killed still ends what it asked the kernel for, such as the making of a file.
+/// Ends every process of this user whose `TMPDIR` is below a folder, with those that they start meanwhile: what a run that was killed left
+/// at work. Waits until they are no more, which may take a while, since what is killed still ends what it asked the kernel for, such as the
+/// making of a file; but no longer than a hundred looks.
 pub fn end_below(folder: &std::path::Path) {
     #[cfg(target_os = "linux")]
     for _ in 0..ROUNDS {
@@ -99,15 +100,21 @@ fn is_marked(pid: Pid, mark: &str) -> bool {
     environment(pid).split(|byte| *byte == 0).any(|variable| variable == mark.as_bytes())
 }
 
-/// The environment of a process, empty if there is no such process. One that is just becoming another program has none for a moment.
+/// The environment of a process, empty if there is no such process. One that is just becoming another program has none for a moment, and
+/// one whose first thread has ended shows it by those that go on.
 #[cfg(target_os = "linux")]
 fn environment(pid: Pid) -> Vec<u8> {
     let number = pid.as_raw_nonzero();
     for _ in 0..BECOMING {
         let environment = std::fs::read(format!("/proc/{number}/environ")).unwrap_or_default();
         // What has ended and what is the kernel's own has no program.
-        if !environment.is_empty() || std::fs::read_link(format!("/proc/{number}/exe")).is_err() {
+        if !environment.is_empty() {
             return environment;
+        }
+        if std::fs::read_link(format!("/proc/{number}/exe")).is_err() {
+            let threads = std::fs::read_dir(format!("/proc/{number}/task")).into_iter().flatten().flatten();
+            let mut of_threads = threads.filter_map(|thread| std::fs::read(thread.path().join("environ")).ok());
+            return of_threads.find(|environment| !environment.is_empty()).unwrap_or_default();
         }
         std::thread::sleep(Duration::from_micros(500));
     }
