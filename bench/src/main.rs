@@ -111,13 +111,13 @@ fn bench(args: &Args) -> Result<(), String> {
         rows: Vec::new(),
     };
     results.absent.append(&mut absent);
-    graphs(args, &settings, &tools, &mut results)?;
-    sources(args, &settings, &tools[0], &mut results)?;
+    let measured = graphs(args, &settings, &tools, &mut results).and_then(|()| sources(args, &settings, &tools[0], &mut results));
     results.machine.load_after = machine::load();
-    results.write(&args.out)?;
+    let written = results.write(&args.out);
     if !args.keep {
         tools::remove(&work).map_err(|e| format!("{}: {e}", work.display()))?;
     }
+    measured.and(written)?;
     print!("{}", report::markdown(&results));
     Ok(())
 }
