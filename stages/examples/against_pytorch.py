@@ -170,7 +170,12 @@ def main():
     if "--threads" in words:
         threads = [int(t) for t in words.pop(words.index("--threads") + 1).split(",")]
     words = [word for word in words if not word.startswith("--")]
-    program, names = words[0], words[1:] or ["plain", "small-cnn", "resnet-18-32px", "resnet-18-224px", "squeezenet", "vit-ti-4", "unet"]
+    known = ["plain", "small-cnn", "resnet-18-32px", "resnet-18-224px", "squeezenet", "vit-ti-4", "unet"]
+    if not words:
+        sys.exit(__doc__)
+    program, names = words[0], words[1:] or known
+    if unknown := [name for name in names if name not in known]:
+        sys.exit(f"there is no model `{unknown[0]}`; there are {', '.join(known)}")
     steps = {"plain": 100, "small-cnn": 60, "squeezenet": 12}
     for name in names:
         count = steps.get(name, 6) * (3 if infer else 1)
