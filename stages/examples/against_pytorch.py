@@ -202,7 +202,7 @@ def main():
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "--torch":
+    if sys.argv[1:2] == ["--torch"]:
         torch_side(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5], sys.argv[6:] == ["infer"])
     else:
         main()
