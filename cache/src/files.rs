@@ -31,7 +31,6 @@ pub struct Stat {
 
 impl From<&Metadata> for Stat {
     fn from(meta: &Metadata) -> Self {
-        let nanoseconds = |seconds: i64, rest: i64| seconds.saturating_mul(1_000_000_000).saturating_add(rest);
         Self {
             dev: meta.dev(),
             ino: meta.ino(),
@@ -40,6 +39,10 @@ impl From<&Metadata> for Stat {
             ctime: nanoseconds(meta.ctime(), meta.ctime_nsec()),
         }
     }
+}
+
+fn nanoseconds(seconds: i64, rest: i64) -> i64 {
+    seconds.saturating_mul(1_000_000_000).saturating_add(rest)
 }
 
 /// What a look at a file shows.
@@ -53,21 +56,23 @@ pub struct Seen {
 /// Looks at a file by its path from an open folder; a link is what it points to.
 pub fn look(folder: impl AsFd, path: impl rustix::path::Arg) -> io::Result<Seen> {
     let found = rustix::fs::statat(folder, path, AtFlags::empty())?;
-    let nanoseconds = |seconds: i64, rest: u64| seconds.saturating_mul(1_000_000_000).saturating_add(rest.cast_signed());
     let stat = Stat {
         dev: found.st_dev,
         ino: found.st_ino,
         size: found.st_size.cast_unsigned(),
-        mtime: nanoseconds(found.st_mtime, found.st_mtime_nsec),
-        ctime: nanoseconds(found.st_ctime, found.st_ctime_nsec),
+        mtime: nanoseconds(found.st_mtime, found.st_mtime_nsec.cast_signed()),
+        ctime: nanoseconds(found.st_ctime, found.st_ctime_nsec.cast_signed()),
     };
     let is_file = rustix::fs::FileType::from_raw_mode(found.st_mode).is_file();
-    Ok(Seen { stat, is_file, executable: found.st_mode & 0o100 != 0 })
+    Ok(Seen { stat, is_file, executable: found.st_mode & OWNER_EXECUTES != 0 })
 }
+
+/// The bit of a mode that lets the owner execute a file.
+const OWNER_EXECUTES: u32 = 0o100;
 
 /// Whether its owner may execute a file.
 pub fn is_executable(meta: &Metadata) -> bool {
-    meta.mode() & 0o100 != 0
+    meta.mode() & OWNER_EXECUTES != 0
 }
 
 /// Now, in ns since 1970.

@@ -55,7 +55,7 @@ impl Cache {
             let known = self.index.known_all(seen.iter().map(|seen| &seen.stat));
             let content = |((name, seen), id): ((&String, &Seen), &Option<BlobId>)| match id {
                 Some(id) => Ok(Content::Blob { id: *id, size: seen.stat.size, executable: seen.executable }),
-                None => self.source_file(&folder.path.join(name)),
+                None => self.hashed_source(&folder.path.join(name)),
             };
             if known.iter().all(Option::is_some) {
                 return names.iter().zip(&seen).zip(&known).map(content).collect();
@@ -72,6 +72,11 @@ impl Cache {
         if let Some(id) = self.index.known(&stat) {
             return Ok(Content::Blob { id, size: stat.size, executable: is_executable(&meta) });
         }
+        self.hashed_source(path)
+    }
+
+    /// Names a file that is not known by its stat.
+    fn hashed_source(&self, path: &Path) -> Result<Content> {
         let hashed = hash_file(path)?;
         self.index.note(&hashed);
         Ok(hashed.content())
