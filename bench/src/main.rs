@@ -114,10 +114,8 @@ fn bench(args: &Args) -> Result<(), String> {
     let measured = graphs(args, &settings, &tools, &mut results).and_then(|()| sources(args, &settings, &tools[0], &mut results));
     results.machine.load_after = machine::load();
     let written = results.write(&args.out);
-    if !args.keep {
-        tools::remove(&work).map_err(|e| format!("{}: {e}", work.display()))?;
-    }
-    measured.and(written)?;
+    let removed = if args.keep { Ok(()) } else { tools::remove(&work).map_err(|e| format!("{}: {e}", work.display())) };
+    measured.and(written).and(removed)?;
     print!("{}", report::markdown(&results));
     Ok(())
 }
