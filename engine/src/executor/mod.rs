@@ -101,6 +101,9 @@ pub enum Ended {
 
 /// Something that can run tasks.
 pub trait Executor: Send + Sync {
+    /// Says that something will most likely be run, so that what takes time can begin.
+    fn expect(&self) {}
+
     /// Runs one task to its end, or to an early one if `cancel` asks for it. Called from a thread that may wait.
     ///
     /// # Errors
@@ -136,6 +139,11 @@ impl Local {
 }
 
 impl Executor for Local {
+    fn expect(&self) {
+        // Most commands may use the network.
+        self.spawners.begin(true);
+    }
+
     fn execute(&self, order: &Order, say: &mut dyn FnMut(Said), cancel: &Cancel) -> Result<Outcome, Ended> {
         let limits = Limits { cancel, deadline: order.timeout.map(|timeout| Instant::now() + timeout), grace: self.grace };
         match &order.task {

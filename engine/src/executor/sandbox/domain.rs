@@ -1,12 +1,21 @@
 //! A Landlock domain that has everything but some folders.
 
+#[cfg(target_os = "linux")]
+use std::ffi::OsStr;
+#[cfg(target_os = "linux")]
+use std::os::fd::OwnedFd;
+#[cfg(target_os = "linux")]
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 #[cfg(target_os = "linux")]
 use landlock::{
-    ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset, RulesetAttr, RulesetCreated,
-    RulesetCreatedAttr, RulesetStatus,
+    ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, PathBeneath, Ruleset, RulesetAttr, RulesetCreated, RulesetCreatedAttr,
+    RulesetStatus,
 };
+
+#[cfg(target_os = "linux")]
+use rustix::fs::{FileType, Mode, OFlags};
 
 use super::Sandbox;
 
@@ -84,12 +93,18 @@ fn rules(asked: Sandbox, closed: &[PathBuf], open: &Path, forbid_tcp: bool) -> R
     }
     let mut created = ruleset.create()?;
     if asked != Sandbox::Off {
-        for path in allowed(closed, open) {
-            // A file that went meanwhile, or that may not be opened, is not needed.
-            let (Ok(fd), Ok(meta)) = (PathFd::new(&path), std::fs::metadata(&path)) else { continue };
-            let rights = if meta.is_dir() { AccessFs::from_all(ABI::V3) } else { AccessFs::from_file(ABI::V3) };
-            created = created.add_rule(PathBeneath::new(fd, rights))?;
-        }
+        // In a new cache nobody had a room before; a rule is for a folder that is there.
+        std::fs::create_dir_all(open)?;
+        let open = rustix::fs::open(open, FOR_A_RULE, Mode::empty())?;
+        (&mut created).add_rule(PathBeneath::new(open, AccessFs::from_all(ABI::V3)))?;
+        let mut outcome = Ok(());
+        for_all_beside(closed, &mut |file, is_folder| {
+            let rights = if is_folder { AccessFs::from_all(ABI::V3) } else { AccessFs::from_file(ABI::V3) };
+            if outcome.is_ok() {
+                outcome = (&mut created).add_rule(PathBeneath::new(file, rights)).map(drop);
+            }
+        });
+        outcome?;
     }
     Ok(created)
 }
@@ -122,19 +137,38 @@ impl Domain {
     }
 }
 
-/// Everything but the closed folders: what lies beside them and beside the folders above them. And what is open all the same.
-fn allowed(closed: &[PathBuf], open: &Path) -> Vec<PathBuf> {
+/// Gives everything but the closed folders: what lies beside them and beside the folders above them. Opened for nothing but a rule, with
+/// whether it is a folder.
+#[cfg(target_os = "linux")]
+fn for_all_beside(closed: &[PathBuf], allow: &mut dyn FnMut(OwnedFd, bool)) {
     let closed: Vec<PathBuf> = closed.iter().map(|path| std::fs::canonicalize(path).unwrap_or_else(|_| path.clone())).collect();
-    let mut allowed = vec![open.to_owned()];
-    beside(Path::new("/"), &closed, &mut allowed);
-    allowed
+    beside(Path::new("/"), &closed, allow);
 }
 
-fn beside(folder: &Path, closed: &[PathBuf], allowed: &mut Vec<PathBuf>) {
-    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
-        let path = entry.path();
+/// For a rule alone: nothing can be read through it.
+#[cfg(target_os = "linux")]
+const FOR_A_RULE: OFlags = OFlags::PATH.union(OFlags::CLOEXEC);
+
+#[cfg(target_os = "linux")]
+fn beside(folder: &Path, closed: &[PathBuf], allow: &mut dyn FnMut(OwnedFd, bool)) {
+    let reading = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let Ok(mut entries) = rustix::fs::open(folder, reading, Mode::empty()).and_then(rustix::fs::Dir::new) else { return };
+    // What in this folder is closed or leads there.
+    let on_the_way: Vec<&OsStr> = closed.iter().filter_map(|shut| shut.strip_prefix(folder).ok()?.iter().next()).collect();
+    while let Some(entry) = entries.read() {
+        let Ok(entry) = entry else { continue };
+        let (name, kind) = (entry.file_name(), entry.file_type());
+        let name = OsStr::from_bytes(name.to_bytes());
+        if name == "." || name == ".." {
+            continue;
+        }
+        if kind == FileType::Directory && !on_the_way.contains(&name) {
+            allow_entry(&entries, name, kind, allow);
+            continue;
+        }
+        let path = folder.join(name);
         // A link is what it points to; nothing else needs a look, as the folder is no link.
-        let is_link = entry.file_type().is_ok_and(|kind| kind.is_symlink());
+        let is_link = matches!(kind, FileType::Symlink | FileType::Unknown);
         let real = if is_link { std::fs::canonicalize(&path).ok() } else { None }.unwrap_or_else(|| path.clone());
         if closed.iter().any(|shut| real.starts_with(shut)) {
             continue;
@@ -142,17 +176,33 @@ fn beside(folder: &Path, closed: &[PathBuf], allowed: &mut Vec<PathBuf>) {
         if closed.iter().any(|shut| shut.starts_with(&real)) {
             // A link to a folder above a closed one is left out: what it leads to is reached by its own name.
             if real == path {
-                beside(&path, closed, allowed);
+                beside(&path, closed, allow);
             }
         } else {
-            allowed.push(path);
+            allow_entry(&entries, name, kind, allow);
         }
     }
 }
 
-#[cfg(test)]
+/// A file that went meanwhile, or that may not be opened, is not needed.
+#[cfg(target_os = "linux")]
+fn allow_entry(folder: &rustix::fs::Dir, name: &OsStr, kind: FileType, allow: &mut dyn FnMut(OwnedFd, bool)) {
+    let Ok(file) = folder.fd().and_then(|folder| rustix::fs::openat(folder, name, FOR_A_RULE, Mode::empty())) else { return };
+    let is_folder = match kind {
+        FileType::Directory => true,
+        FileType::Symlink | FileType::Unknown => {
+            rustix::fs::fstat(&file).is_ok_and(|meta| FileType::from_raw_mode(meta.st_mode) == FileType::Directory)
+        }
+        _ => false,
+    };
+    allow(file, is_folder);
+}
+
+#[cfg(all(test, target_os = "linux"))]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use std::os::fd::AsRawFd;
+
     use super::*;
 
     #[test]
@@ -164,10 +214,16 @@ mod tests {
         }
         std::os::unix::fs::symlink(root.join("a/project"), root.join("b/link")).unwrap();
         std::os::unix::fs::symlink(root.join("a"), root.join("up")).unwrap();
-        let allowed = allowed(&[root.join("a/project")], &root.join("a/project/data"));
+        std::fs::write(root.join("a/file"), "").unwrap();
+        let mut allowed = Vec::new();
+        for_all_beside(&[root.join("a/project")], &mut |file, is_folder| {
+            let path = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap();
+            assert_eq!(is_folder, path.is_dir(), "{}", path.display());
+            allowed.push(path);
+        });
         let here: Vec<_> = allowed.iter().filter_map(|path| Some(path.strip_prefix(&root).ok()?.to_str().unwrap().to_owned())).collect();
         assert_eq!(here.len(), 3, "{here:?}");
-        for dir in ["a/project/data", "a/other", "b"] {
+        for dir in ["a/other", "a/file", "b"] {
             assert!(here.contains(&dir.to_owned()), "{dir}");
         }
         assert!(allowed.contains(&PathBuf::from("/usr")) && !allowed.contains(&PathBuf::from("/")));

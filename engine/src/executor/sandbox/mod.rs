@@ -2,7 +2,8 @@
 //!
 //! A command starts in a folder that holds its inputs and nothing else. That alone does not stop a path like `/home/me/project/data.csv`,
 //! so on Linux its processes are also put under a Landlock domain that has everything but the project and the cache: the system,
-//! interpreters and the user's own tools stay usable, an undeclared file of the project cannot be opened, read or written.
+//! interpreters and the user's own tools stay usable, an undeclared file of the project cannot be opened, read or written. It takes a rule for
+//! every file beside the project and beside the folders above it, so it is begun as soon as it is known that a command will run.
 //!
 //! A domain belongs to a thread and all that it starts, and cannot be left. So commands are started by *spawners*: a few threads that
 //! enter the domain once and from then on do nothing but start processes. That costs a command one message instead of thirty system
@@ -16,6 +17,7 @@ mod domain;
 use std::io;
 use std::path::PathBuf;
 use std::process::{Child, Command};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -47,12 +49,16 @@ pub struct Spawners {
     pools: [OnceLock<Pool>; 2],
 }
 
-/// Spawners that entered the same domain.
+/// Spawners that entered the same domain. There is one more whenever an order comes while all that there are have one.
 #[derive(Debug)]
 struct Pool {
-    /// What holds for their processes, in words for the record; or why they could not enter.
-    held: Result<String, String>,
+    /// What they entered, once the first one has; or why it could not.
+    domain: Arc<OnceLock<Result<Domain, String>>>,
     orders: Mutex<Sender<Order>>,
+    inbox: Arc<Mutex<Receiver<Order>>>,
+    spawners: AtomicUsize,
+    /// Orders without an answer.
+    open: AtomicUsize,
 }
 
 struct Order {
@@ -66,6 +72,13 @@ impl Spawners {
         Self { asked, closed, open, pools: [OnceLock::new(), OnceLock::new()] }
     }
 
+    /// Begins what the first command would have to wait for.
+    pub fn begin(&self, network: bool) {
+        if self.asked != Sandbox::Off || !network {
+            self.pool(network);
+        }
+    }
+
     /// Starts a command. Gives the process and what kept it in.
     ///
     /// # Errors
@@ -74,56 +87,72 @@ impl Spawners {
         if self.asked == Sandbox::Off && network {
             return Ok((command.spawn(), "folder".to_owned()));
         }
-        let pool = self.pools[usize::from(!network)].get_or_init(|| self.pool(network));
-        let held = match &pool.held {
-            Ok(held) => held.clone(),
-            Err(why) if self.asked == Sandbox::Strict || !network => {
-                return Err(StageError::new(format!("the sandbox that this stage asks for cannot be had here: {why}")).help(
-                    "`--sandbox auto` runs commands in folders of their own alone; `network: false` needs a kernel that can forbid it",
-                ));
+        let pool = self.pool(network);
+        match pool.domain.wait() {
+            Ok(domain) => Ok((pool.order(domain, command), domain.held())),
+            Err(why) if self.asked == Sandbox::Strict || !network => Err(StageError::new(format!(
+                "the sandbox that this stage asks for cannot be had here: {why}"
+            ))
+            .help("`--sandbox auto` runs commands in folders of their own alone; `network: false` needs a kernel that can forbid it")),
+            Err(_) => Ok((command.spawn(), "folder".to_owned())),
+        }
+    }
+
+    fn pool(&self, network: bool) -> &Pool {
+        self.pools[usize::from(!network)].get_or_init(|| {
+            let (asked, closed, open) = (self.asked, self.closed.clone(), self.open.clone());
+            Pool::begin(move || Domain::enter_new(asked, &closed, &open, network))
+        })
+    }
+}
+
+impl Pool {
+    /// Starts the spawner that makes the domain and enters it first.
+    fn begin(enter: impl FnOnce() -> Result<Domain, String> + Send + 'static) -> Self {
+        let (orders, inbox) = channel::<Order>();
+        let (domain, inbox) = (Arc::new(OnceLock::new()), Arc::new(Mutex::new(inbox)));
+        let (entered, theirs) = (Arc::clone(&domain), Arc::clone(&inbox));
+        let started = spawner(move || {
+            // Whatever happens to this thread, nobody waits for it in vain.
+            let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(enter));
+            let outcome = outcome.unwrap_or_else(|_| Err("a thread ended early".to_owned()));
+            if entered.get_or_init(|| outcome).is_ok() {
+                serve(&theirs);
             }
-            Err(_) => return Ok((command.spawn(), "folder".to_owned())),
-        };
+        });
+        if let Err(error) = started {
+            domain.get_or_init(|| Err(error.to_string()));
+        }
+        Self { domain, orders: Mutex::new(orders), inbox, spawners: AtomicUsize::new(1), open: AtomicUsize::new(0) }
+    }
+
+    /// Has a command started by one of the spawners.
+    fn order(&self, domain: &Domain, command: Command) -> io::Result<Child> {
+        if self.open.fetch_add(1, Ordering::Relaxed) >= self.spawners.load(Ordering::Relaxed) {
+            self.grow(domain);
+        }
         let (answer, answered) = channel();
-        let sent = pool.orders.lock().unwrap_or_else(PoisonError::into_inner).send(Order { command, answer });
+        let sent = self.orders.lock().unwrap_or_else(PoisonError::into_inner).send(Order { command, answer });
         let gone = || io::Error::other("the thread that starts commands has ended");
         let child = sent.map_err(|_| gone()).and_then(|()| answered.recv().map_err(|_| gone())?);
-        Ok((child, held))
+        self.open.fetch_sub(1, Ordering::Relaxed);
+        child
     }
 
-    fn pool(&self, network: bool) -> Pool {
-        let (orders, inbox) = channel::<Order>();
-        let inbox = Arc::new(Mutex::new(inbox));
-        let held = self.first(network, &inbox);
-        if let Ok(first) = &held {
-            // Who is late, or cannot enter, leaves the work to the others.
-            for _ in 1..std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(8) {
-                let Ok(domain) = first.try_clone() else { break };
-                let inbox = Arc::clone(&inbox);
-                let _ = spawner(move || {
-                    if domain.enter().is_ok() {
-                        serve(&inbox)
-                    }
-                });
-            }
+    /// Starts one more spawner, up to one for each processor. One that cannot enter leaves the work to the others.
+    fn grow(&self, domain: &Domain) {
+        let most = std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(8);
+        if self.spawners.fetch_add(1, Ordering::Relaxed) >= most {
+            self.spawners.fetch_sub(1, Ordering::Relaxed);
+            return;
         }
-        Pool { held: held.map(|domain| domain.held()), orders: Mutex::new(orders) }
-    }
-
-    /// Starts the spawner that makes the domain and enters it first; waits until it has.
-    fn first(&self, network: bool, inbox: &Arc<Mutex<Receiver<Order>>>) -> Result<Domain, String> {
-        let (entered, result) = channel();
-        let (closed, open, inbox, asked) = (self.closed.clone(), self.open.clone(), Arc::clone(inbox), self.asked);
-        spawner(move || {
-            let domain = Domain::enter_new(asked, &closed, &open, network);
-            let may_serve = domain.is_ok();
-            // Whoever waits for it is the only one who holds the other end.
-            if entered.send(domain).is_ok() && may_serve {
-                serve(&inbox);
+        let Ok(domain) = domain.try_clone() else { return };
+        let inbox = Arc::clone(&self.inbox);
+        let _ = spawner(move || {
+            if domain.enter().is_ok() {
+                serve(&inbox)
             }
-        })
-        .map_err(|e| e.to_string())?;
-        result.recv().unwrap_or_else(|_| Err("a thread ended early".to_owned()))
+        });
     }
 }
 
