@@ -1,7 +1,7 @@
 //! Files and folders of the file system: their stat, their hash, and what a folder holds.
 
 mod large;
-mod mapped;
+pub mod mapped;
 mod scan;
 
 use std::fs::{self, File, Metadata};

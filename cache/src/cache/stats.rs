@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use rayon::prelude::*;
@@ -16,8 +17,8 @@ use crate::digest::BlobId;
 use crate::error::{Error, Result};
 use crate::files::{Stat, look};
 
-/// From this many files on, stats are taken by all threads.
-const MANY: usize = 512;
+/// From this many files on, stats are taken by all threads. To start them takes as long as a thousand stats.
+const MANY: usize = 2048;
 
 /// The stat under which a file's bytes are known. Opaque; kept as [`FileStat::BYTES`] bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,7 +67,16 @@ impl Cache {
 
     /// Where a source's stat is no longer the one that was vouched for, in the order given. A source without a stat counts as changed.
     pub fn changed_sources<'p>(&self, sources: &[(&'p Path, Option<FileStat>)]) -> Vec<bool> {
-        let changed = |(path, stat): &(&'p Path, Option<FileStat>)| stat.is_none_or(|stat| stat_at(CWD, *path) != Some(stat.0));
+        // The way to the folder that all are in is gone once.
+        let common = common_folder(sources.iter().map(|(path, _)| *path));
+        let flags = OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::PATH;
+        let folder = if common == 0 { None } else { sources.first() }
+            .and_then(|(path, _)| rustix::fs::open(&path.as_os_str().as_bytes()[..common], flags, Mode::empty()).ok());
+        let look = |path: &Path| match &folder {
+            Some(folder) => stat_at(folder, &path.as_os_str().as_bytes()[common..]),
+            None => stat_at(CWD, path),
+        };
+        let changed = |(path, stat): &(&'p Path, Option<FileStat>)| stat.is_none_or(|stat| look(path) != Some(stat.0));
         if sources.len() < MANY { sources.iter().map(changed).collect() } else { sources.par_iter().map(changed).collect() }
     }
 
@@ -89,6 +99,20 @@ impl Cache {
     }
 }
 
+/// How many bytes of each path are the way to a folder that all are in, with the slash behind it.
+fn common_folder<'p>(mut paths: impl Iterator<Item = &'p Path>) -> usize {
+    let Some(first) = paths.next() else { return 0 };
+    let first = first.as_os_str().as_bytes();
+    let folder = |length: usize| first[..length].iter().rposition(|byte| *byte == b'/').map_or(0, |slash| slash + 1);
+    paths.fold(folder(first.len()), |length, path| {
+        let path = path.as_os_str().as_bytes();
+        if path.starts_with(&first[..length]) {
+            return length;
+        }
+        folder(first[..length].iter().zip(path).take_while(|(a, b)| a == b).count())
+    })
+}
+
 /// The stat of a regular file.
 fn stat_at(folder: impl AsFd, path: impl rustix::path::Arg) -> Option<Stat> {
     look(folder, path).ok().filter(|seen| seen.is_file).map(|seen| seen.stat)
@@ -103,4 +127,21 @@ fn blob_stat(folder: &OwnedFd, id: &BlobId) -> Option<Stat> {
         name[at + 1] = HEX[usize::from(byte & 15)];
     }
     stat_at(folder, &name[..])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_common_folder_ends_with_a_slash() {
+        let common = |paths: &[&str]| common_folder(paths.iter().map(Path::new));
+        assert_eq!(common(&[]), 0);
+        assert_eq!(common(&["/a/b/c"]), 5);
+        assert_eq!(common(&["/a/b/c", "/a/b/cd", "/a/b/./x/c"]), 5);
+        assert_eq!(common(&["/a/bc/x", "/a/bd/x"]), 3);
+        assert_eq!(common(&["/a/b/c", "/a/b"]), 3);
+        assert_eq!(common(&["/a/b", "/c"]), 1);
+        assert_eq!(common(&["a", "/a"]), 0);
+    }
 }

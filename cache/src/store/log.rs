@@ -19,6 +19,7 @@
 
 use std::collections::HashMap;
 use std::fs::{self, File};
+use std::hash::{BuildHasherDefault, Hasher};
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -26,6 +27,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::digest::{ActionKey, Digest};
 use crate::error::{Error, Result};
+use crate::files::mapped;
 
 /// Opens the file. Raise the version whenever the layout changes.
 const TAG: &[u8] = b"trestle records v1\n";
@@ -35,6 +37,12 @@ const MARK: [u8; 8] = *b"\xffrecord\xfe";
 const HEAD: usize = 8 + 4 + 32 + 4;
 /// Bytes that are read at a time.
 const CHUNK: usize = 1 << 20;
+/// From so many bytes on the file is looked at where it lies: of a frame only the head is wanted.
+const MAPPED: u64 = 1 << 16;
+/// Bytes that are mapped at a time: they count as memory of this process.
+const WINDOW: u64 = 1 << 22;
+/// A multiple of the size of a page, on every system.
+const PAGE: u64 = 1 << 16;
 
 /// The records of a cache, by key.
 #[derive(Debug)]
@@ -47,7 +55,7 @@ pub struct RecordLog {
 struct State {
     file: Option<File>,
     /// Where each key's last payload lies.
-    places: HashMap<ActionKey, Place>,
+    places: HashMap<ActionKey, Place, BuildHasherDefault<KeyHasher>>,
     /// Up to where the file was read: the end of a frame.
     seen: u64,
     /// Something was passed over.
@@ -240,6 +248,20 @@ impl State {
     }
 }
 
+/// A key is a hash already.
+#[derive(Debug, Default)]
+struct KeyHasher(u64);
+
+impl Hasher for KeyHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        self.0 ^= bytes.first_chunk().map_or(0, |first| u64::from_le_bytes(*first));
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
 /// The right to append, given up when dropped.
 struct Turn(File);
 
@@ -265,6 +287,9 @@ fn scan(mut file: File, end: u64, state: &mut State) -> io::Result<()> {
             at = TAG.len() as u64;
             state.seen = at;
         }
+    }
+    if end - at >= MAPPED {
+        at = look(&file, at, end, state);
     }
     file.seek(SeekFrom::Start(at))?;
     let mut reader = BufReader::with_capacity(CHUNK.min(usize::try_from(end - at).unwrap_or(CHUNK)).max(4096), file);
@@ -292,6 +317,39 @@ fn scan(mut file: File, end: u64, state: &mut State) -> io::Result<()> {
         reader.seek(SeekFrom::Start(at))?;
     }
     Ok(())
+}
+
+/// Notes the frames from `at` on, as far as they are whole and can be looked at without reading them. Gives the end of the last.
+fn look(file: &File, mut at: u64, end: u64, state: &mut State) -> u64 {
+    loop {
+        let start = at - at % PAGE;
+        let length = usize::try_from((end - start).min(WINDOW)).unwrap_or(0);
+        // What was seen while the file shrank is not to be believed, so it is noted afterwards.
+        let Some(found) = mapped::with(file, start, length, |bytes| frames(bytes, (at - start) as usize, end - start)) else { return at };
+        let Some((_, last)) = found.last() else { return at };
+        at = start + last.at + u64::from(last.len);
+        for (key, place) in found {
+            state.note(key, Place { at: start + place.at, ..place });
+        }
+        state.seen = at;
+    }
+}
+
+/// The whole frames from `at` on whose heads lie in `bytes`, and whose payloads end at `end` at the latest.
+fn frames(bytes: &[u8], mut at: usize, end: u64) -> Vec<(ActionKey, Place)> {
+    let mut found = Vec::with_capacity(bytes.len() / 1024);
+    while let Some(head) = bytes.get(at..).and_then(|rest| rest.first_chunk::<HEAD>()) {
+        let (key, len) = parse(head);
+        let place = Place { at: (at + HEAD) as u64, len };
+        let next = place.at + u64::from(len);
+        if *head != self::head(&key, len) || next > end {
+            break;
+        }
+        found.push((key, place));
+        // Beyond what can be addressed there are no bytes to find.
+        at = usize::try_from(next).unwrap_or(usize::MAX);
+    }
+    found
 }
 
 /// The bytes before a payload.
@@ -386,6 +444,48 @@ mod tests {
             edited[at] ^= 0x41;
             fs::write(&path, &edited).unwrap();
             assert!(present(&path, 4).len() >= 3, "flipped at {at}");
+        }
+    }
+
+    /// A file of several windows, with payloads that are longer than one, and a byte flipped here and there.
+    #[test]
+    fn a_long_file_is_the_same_whether_it_is_mapped_or_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("records");
+        let payload = |number: u32| vec![number as u8; [900, 70_000, 5 << 20, 3][number as usize % 4 * usize::from(number % 28 < 4)]];
+        let log = RecordLog::new(path.clone());
+        (0..400).for_each(|number| log.put(&key(number), &payload(number)).unwrap());
+        let state = |path: &Path, is_mapped: bool| {
+            let (file, mut state) = (File::open(path).unwrap(), State::default());
+            let end = file.metadata().unwrap().len();
+            // Nothing can be mapped in the middle of a map.
+            let mut read = || scan(file.try_clone().unwrap(), end, &mut state).unwrap();
+            if is_mapped {
+                read()
+            } else {
+                mapped::with(&file, 0, 1, |_| read()).unwrap()
+            }
+            let mut places: Vec<_> = state.places.iter().map(|(key, place)| (*key, place.at, place.len)).collect();
+            places.sort_unstable();
+            (places, state.seen, state.damaged)
+        };
+        let whole = state(&path, true);
+        assert_eq!((whole.0.len(), whole.2), (400, false));
+        assert_eq!(whole, state(&path, false));
+        let length = fs::metadata(&path).unwrap().len();
+        let file = File::options().read(true).write(true).open(&path).unwrap();
+        for at in (0..length).step_by(length as usize / 40).chain(whole.0.iter().step_by(10).map(|(_, at, _)| at - 20)) {
+            let mut byte = [0];
+            file.read_exact_at(&mut byte, at).unwrap();
+            file.write_all_at(&[byte[0] ^ 1], at).unwrap();
+            let damaged = state(&path, true);
+            assert_eq!(damaged, state(&path, false), "flipped at {at}");
+            assert!(damaged.0.len() >= 399);
+            file.write_all_at(&byte, at).unwrap();
+        }
+        for cut in (0..length).rev().step_by(length as usize / 20) {
+            file.set_len(cut).unwrap();
+            assert_eq!(state(&path, true), state(&path, false), "cut at {cut}");
         }
     }
 
