@@ -8,7 +8,7 @@
 //!
 //! A stage that is cached under the key that it had in the run before has no line, so that a run of 100,000 cached stages costs a few
 //! hundred bytes. What every stage was in a run follows from the lines of all runs before it. The writer knows the run before from the
-//! file `*.state` (16 bytes a stage and a bit) alone: nothing of the journal is read to write it.
+//! file `*.state` (16 bytes a stage and a bit) and the last few lines: no more of the journal is read to write it.
 //!
 //! Neither file is synced: their loss costs an account of the past, never a result. A journal that ends in the middle, because the
 //! run was killed, is carried on: the next run lists all of its stages.
@@ -89,6 +89,14 @@ pub struct StageLine {
     /// Metrics that it reported.
     #[serde(default, skip_serializing_if = "Map::is_empty")]
     pub metrics: Map<String, Value>,
+}
+
+impl StageLine {
+    /// The number of its key; 0 for a stage without outputs.
+    fn key_number(&self) -> u64 {
+        let has_outputs = matches!(self.outcome, Outcome::Executed | Outcome::Cached);
+        key_number(self.key.as_deref().filter(|_| has_outputs))
+    }
 }
 
 /// What is said of a run when it ends.

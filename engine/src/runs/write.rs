@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use serde_json::{Map, Value};
 use trestle_cache::{ActionKey, Digest};
 
-use super::known::Entries;
+use super::known::State;
 use super::{End, Header, Line, Outcome, StageLine, VERSION, journal, key_number, name_number, summand};
 use crate::error::{At, Error};
 use crate::event::{Event, Summary};
@@ -18,6 +18,9 @@ use crate::event::{Event, Summary};
 const FLUSH: Duration = Duration::from_secs(1);
 /// Bytes of `"checksum":"0123456789abcdef"}` and the line's end.
 const CHECKSUM_END: usize = 31;
+
+/// Bytes at the end of a journal that its state may not know of: a dozen lines are read in less time than a file is replaced.
+const MOST_MISSING: u64 = 4096;
 
 /// Most runs of one pipeline at the same time that have an account.
 const LANES: usize = 64;
@@ -28,10 +31,10 @@ pub struct Recorder {
     state_path: PathBuf,
     out: BufWriter<File>,
     flushed: Instant,
-    entries: Entries,
+    /// What the state file has, with what became of it since.
+    state: State,
     /// Which entries had an event.
     seen: Vec<bool>,
-    changed: bool,
     back: Vec<u64>,
     /// Keys of stages under way: a failure does not say its key.
     running: HashMap<String, String>,
@@ -54,7 +57,7 @@ impl Recorder {
         let (path, mut file) = free_journal(folder, pipeline)?;
         let state_path = path.with_extension("state");
         let length = file.metadata().at("examine", &path)?.len();
-        let known = last_checksum(&mut file, length).and_then(|checksum| Entries::read(&state_path, checksum));
+        let known = last_checksum(&mut file, length).and_then(|checksum| State::read(&state_path, &file, length, checksum, MOST_MISSING));
         // A line that a kill tore must not swallow the next one.
         if known.is_none() && length > 0 {
             file.write_all(b"\n").at("write", &path)?;
@@ -72,15 +75,14 @@ impl Recorder {
             program: program.to_owned(),
             carries_on: known.is_some(),
         };
-        let entries = known.unwrap_or_default();
+        let state = known.unwrap_or_default();
         let mut recorder = Self {
             path,
             state_path,
             out: BufWriter::new(file),
             flushed: Instant::now(),
             seen: Vec::new(),
-            entries,
-            changed: false,
+            state,
             back: Vec::new(),
             running: HashMap::new(),
         };
@@ -128,12 +130,12 @@ impl Recorder {
     pub fn others<'s>(&mut self, stages: impl IntoIterator<Item = (&'s str, ActionKey)>) -> Result<(), Error> {
         for (stage, key) in stages {
             let name = name_number(stage);
-            let (place, is_known) = self.entries.place(name);
+            let (place, is_known) = self.state.entries.place(name);
             if self.seen.get(place).copied().unwrap_or(false) {
                 continue;
             }
             self.mark(place);
-            let entry = self.entries.list()[place];
+            let entry = self.state.entries.list()[place];
             let first = u64::from_be_bytes(*key.as_bytes().first_chunk().unwrap_or(&[0; 8])).max(1);
             if is_known && entry.key == first {
                 if !entry.present {
@@ -149,7 +151,7 @@ impl Recorder {
     fn cached(&mut self, stage: &str, key: &str) -> Result<(), Error> {
         let name = name_number(stage);
         let (place, is_known) = self.see(name);
-        let entry = self.entries.list()[place];
+        let entry = self.state.entries.list()[place];
         if is_known && entry.key == key_number(Some(key)) {
             if !entry.present {
                 self.back.push(name);
@@ -169,11 +171,10 @@ impl Recorder {
     fn stage(&mut self, line: StageLine) -> Result<(), Error> {
         let name = name_number(&line.stage);
         let (place, _) = self.see(name);
-        let has_outputs = matches!(line.outcome, Outcome::Executed | Outcome::Cached);
-        let entry = &mut self.entries.list()[place];
-        entry.key = key_number(line.key.as_deref().filter(|_| has_outputs));
+        let entry = &mut self.state.entries.list()[place];
+        entry.key = line.key_number();
         entry.present = true;
-        self.changed = true;
+        self.state.is_old = true;
         self.line(&Line::Stage(line))?;
         if self.flushed.elapsed() > FLUSH {
             self.flushed = Instant::now();
@@ -184,7 +185,7 @@ impl Recorder {
 
     /// Notes that a stage had an event; its place among the entries, and whether it had one before.
     fn see(&mut self, name: u64) -> (usize, bool) {
-        let (place, is_known) = self.entries.place(name);
+        let (place, is_known) = self.state.entries.place(name);
         self.mark(place);
         (place, is_known)
     }
@@ -199,7 +200,7 @@ impl Recorder {
     fn end(&mut self, summary: Summary) -> Result<(), Error> {
         let mut gone = Vec::new();
         let mut sum = 0u64;
-        for (place, entry) in self.entries.list().iter_mut().enumerate() {
+        for (place, entry) in self.state.entries.list().iter_mut().enumerate() {
             let is_seen = self.seen.get(place).copied().unwrap_or(false);
             if entry.present && !is_seen {
                 gone.push(entry.name);
@@ -210,15 +211,17 @@ impl Recorder {
             }
         }
         let back = std::mem::take(&mut self.back);
-        self.changed |= !gone.is_empty() || !back.is_empty();
+        self.state.is_old |= !gone.is_empty() || !back.is_empty();
         self.line(&Line::End(End { summary, gone, back, checksum: format!("{sum:016x}") }))?;
         self.out.flush().at("write", &self.path)?;
-        // The file that is there fits a journal that ends with the same checksum.
-        if !self.changed {
+        let length = self.out.get_ref().metadata().at("examine", &self.path)?.len();
+        // The file that is there is enough if nothing became of any stage, or if what did is in a few lines.
+        let State { length: known, is_old, .. } = self.state;
+        if known > 0 && (!is_old || length - known.min(length) <= MOST_MISSING) {
             return Ok(());
         }
         let temporary = self.state_path.with_extension("state.new");
-        fs::write(&temporary, self.entries.bytes(sum)).at("write", &temporary)?;
+        fs::write(&temporary, self.state.entries.bytes(sum, length)).at("write", &temporary)?;
         fs::rename(&temporary, &self.state_path).at("write", &self.state_path)
     }
 
