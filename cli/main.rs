@@ -65,6 +65,7 @@ fn main() -> ExitCode {
         Command::Job { file } => job::job(&file),
     };
     match result {
+        Ok(ExitCode::SUCCESS) => memory::leave(),
         Ok(code) => code,
         Err(fail) => fail.print(),
     }

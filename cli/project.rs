@@ -207,32 +207,36 @@ impl Session {
         Ok(())
     }
 
-    /// Leaves for the next run what this one found.
+    /// Leaves for the next run what this one found, once `durable` says that what was stored is on disk.
     ///
     /// What cannot be written costs the next run time and nothing else, so it is a remark, which comes back, and no failure.
-    pub fn keep(self) -> Result<Option<String>, Fail> {
+    pub fn keep(self, durable: impl FnOnce() -> Result<(), Fail>) -> Result<Option<String>, Fail> {
         let Self { place, compiled, cache, planner, .. } = self;
-        let mut remark = None;
-        if let Some(memo) = planner.into_memo()? {
-            let keep = || -> std::io::Result<()> {
-                std::fs::create_dir_all(place.cache.join("plans"))?;
-                let temporary = |extension: &str| place.plans(&format!("{extension}.{}.tmp", std::process::id()));
-                compiled.save(&temporary("compiled"), &place.plans("compiled"))?;
-                memo.save(&temporary("memo"), &place.plans("memo"))
-            };
-            let kept = keep();
-            if kept.is_err() {
-                // What is half-written is in nobody's way but the disk's.
-                let _ = ["compiled", "memo"]
-                    .map(|extension| std::fs::remove_file(place.plans(&format!("{extension}.{}.tmp", std::process::id()))));
-            }
-            remark = kept
-                .err()
-                .filter(|e| e.kind() != ErrorKind::ReadOnlyFilesystem)
-                .map(|e| format!("what the next run would know of this one cannot be kept in {}: {e}", place.cache.display()));
+        let memo = planner.into_memo()?;
+        let temporary = |extension: &str| place.plans(&format!("{extension}.{}.tmp", std::process::id()));
+        let write = |memo: &Memo| {
+            std::fs::create_dir_all(place.cache.join("plans"))?;
+            memo.write(&temporary("memo"))
+        };
+        let written = memo.as_ref().map_or(Ok(()), write);
+        // What is half-written is in nobody's way but the disk's.
+        let clean = || drop(["compiled", "memo"].map(|extension| std::fs::remove_file(temporary(extension))));
+        durable().inspect_err(|_| clean())?;
+        let replace = || {
+            compiled.save(&temporary("compiled"), &place.plans("compiled"))?;
+            std::fs::rename(temporary("memo"), place.plans("memo"))
+        };
+        let kept = written.and_then(|()| if memo.is_some() { replace() } else { Ok(()) });
+        if kept.is_err() {
+            clean();
         }
-        let flushed = cache.flush().err().map(|e| e.to_string());
-        Ok(remark.or(flushed))
+        let remark = kept
+            .err()
+            .filter(|e| e.kind() != ErrorKind::ReadOnlyFilesystem)
+            .map(|e| format!("what the next run would know of this one cannot be kept in {}: {e}", place.cache.display()));
+        // What the memo vouches for, the next run need not look up.
+        let flushed = if remark.is_none() { cache.flush_if_worth() } else { cache.flush() };
+        Ok(remark.or(flushed.err().map(|e| e.to_string())))
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use trestle_engine::event::Event;
 use trestle_engine::executor::{Cancel, Executor, Local, Sandbox, end_below};
-use trestle_engine::run::{Options, Summary, run as run_pipeline};
+use trestle_engine::run::{Ending, Options, Summary, run as run_pipeline};
 use trestle_engine::runs::Recorder;
 
 use crate::args::{Format, Run};
@@ -45,14 +45,22 @@ pub fn run(args: &Run) -> Result<ExitCode, Fail> {
         let _inside = runtime.enter();
         listen(cancel.clone());
     }
+    let summary = all_rounds(args, &runtime, &cancel, render.as_mut())?;
+    // Every stage has ended: there is no thread to wait for.
+    runtime.shutdown_background();
+    Ok(exit_code(&summary))
+}
+
+/// Runs all rounds; the counts of the last.
+fn all_rounds(args: &Run, runtime: &tokio::runtime::Runtime, cancel: &Cancel, render: &mut dyn Render) -> Result<Summary, Fail> {
     let mut rounds = Rounds::default();
     let mut recording = None;
     let mut is_mended = false;
     // Lists that stages are expanded over are made in rounds of their own; the last round is for everything.
     loop {
         let start = Instant::now();
-        match round(args, &runtime, &cancel, &mut rounds, &mut recording, render.as_mut()) {
-            Ok(Some(summary)) => return Ok(exit_code(&summary)),
+        match round(args, runtime, cancel, &mut rounds, &mut recording, render) {
+            Ok(Some(summary)) => return Ok(summary),
             Ok(None) => {}
             // What was kept of the pipeline turned out to be damaged on the way: what is done is done, and the rest begins anew from the YAML.
             Err(fail) if fail.is_damaged_plan() && !is_mended => {
@@ -99,12 +107,13 @@ fn round(
             render.event(&event);
         }
     };
-    let summary =
+    let (summary, ending) =
         runtime.block_on(run_pipeline(&compiled, &mut session.planner, &wanted, &cache, &executor, &options, cancel, &mut events))?;
     if let Some(locked) = locked {
         locked.end()?;
     }
     if !is_last && lists::is_good(&summary) {
+        runtime.block_on(ending.wait())?;
         // What the last run left of the other stages is not thrown away for what this round knows.
         session.cache.flush()?;
         rounds.end(Duration::from_secs_f64(summary.seconds));
@@ -117,7 +126,7 @@ fn round(
     if let Some(recording) = recording.take() {
         recording.end(&session, &wanted, summary, render);
     }
-    finish(session, &summary, render)?;
+    finish(session, &summary, runtime, ending, render)?;
     Ok(Some(summary))
 }
 
@@ -166,10 +175,15 @@ impl Recording {
 }
 
 /// Makes what was stored durable, and known by its stat, so that the next run need not read it again.
-fn finish(session: Session, summary: &Summary, render: &mut dyn Render) -> Result<(), Fail> {
+fn finish(
+    session: Session,
+    summary: &Summary,
+    runtime: &tokio::runtime::Runtime,
+    ending: Ending,
+    render: &mut dyn Render,
+) -> Result<(), Fail> {
     let cache = Arc::clone(&session.cache);
     if summary.executed > 0 {
-        session.cache.sync()?;
         for blob in session.cache.settle(SETTLE_BYTES)? {
             render.note(&format!(
                 "warning: blob:{} was changed in the store by a stage that reads it; the stage that makes it will run again",
@@ -177,7 +191,7 @@ fn finish(session: Session, summary: &Summary, render: &mut dyn Render) -> Resul
             ));
         }
     }
-    if let Some(remark) = session.keep()? {
+    if let Some(remark) = session.keep(|| Ok(runtime.block_on(ending.wait())?))? {
         render.note(&format!("warning: {remark}"));
     }
     // A process that a killed run was just starting holds its lock until it is the command, so that the first sweep may miss it.
@@ -237,7 +251,12 @@ fn gpus() -> Vec<u32> {
     if let Ok(visible) = std::env::var("CUDA_VISIBLE_DEVICES") {
         return visible.split(',').filter_map(|number| number.trim().parse().ok()).collect();
     }
-    (0..64).filter(|number| std::path::Path::new(&format!("/dev/nvidia{number}")).exists()).collect()
+    let is_there = |name: &str| Path::new("/dev").join(name).exists();
+    // Without the driver's own device there are none: one look instead of sixty-four.
+    if !is_there("nvidiactl") {
+        return Vec::new();
+    }
+    (0..64).filter(|number| is_there(&format!("nvidia{number}"))).collect()
 }
 
 /// Processes on this machine, with the rooms of stages in a cache.

@@ -160,7 +160,10 @@ impl Again {
                     failures.insert(stage, failure);
                 }
             };
-            run_pipeline(&compiled, &mut planner, &|_| true, &cache, &executor, &options, &cancel, &mut events).await
+            let run = run_pipeline(&compiled, &mut planner, &|_| true, &cache, &executor, &options, &cancel, &mut events);
+            let (summary, ending) = run.await?;
+            ending.wait().await?;
+            Ok::<_, trestle_engine::error::Error>(summary)
         })?;
         let record = |id| planner.key(id).map(|key| cache.record(&key)).transpose();
         let records = (0..compiled.len()).map(|id| Ok(record(id)?.flatten())).collect::<Result<_, Fail>>()?;

@@ -201,7 +201,9 @@ impl Cache {
             fits
         });
         let ids: Vec<_> = affordable.map(|(_, id)| *id).collect();
-        let healths = ids.par_iter().map(|id| Ok((*id, self.check_blob(id)?))).collect::<Result<Vec<_>>>()?;
+        let health = |id: &BlobId| Ok((*id, self.check_blob(id)?));
+        // The threads for several would take longer to start than one takes.
+        let healths: Vec<_> = if let [only] = &*ids { vec![health(only)?] } else { ids.par_iter().map(health).collect::<Result<_>>()? };
         Ok(healths.into_iter().filter(|(_, health)| matches!(health, Health::Damaged(_))).map(|(id, _)| id).collect())
     }
 
@@ -349,6 +351,15 @@ impl Cache {
         }
         let written = self.store.temporary("index").and_then(|temporary| self.index.flush(&temporary));
         if written.as_ref().is_err_and(Error::is_read_only) { Ok(()) } else { written }
+    }
+
+    /// As [`Cache::flush`], but a few small files are not worth it: whoever wants to know them, and has them not in a plan that was made before,
+    /// hashes them again.
+    ///
+    /// # Errors
+    /// As [`Cache::flush`].
+    pub fn flush_if_worth(&self) -> Result<()> {
+        if self.index.is_worth_a_flush() { self.flush() } else { Ok(()) }
     }
 
     /// Brings everything that was stored to disk: what was ingested for [`Later`](crate::Durability::Later), and the records.

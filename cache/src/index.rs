@@ -25,6 +25,9 @@ use crate::hashing::Hashing;
 const TAG: &[u8] = b"trestle index v1\0";
 /// Bytes of an entry: device, inode, size, mtime, ctime, day, id.
 const ENTRY: usize = 6 * 8 + 32;
+/// So many files of so many bytes in all are hashed in less time than the file of a small project is written.
+const FEW: usize = 8;
+const SMALL: u64 = 256 << 10;
 /// Days after which an entry that nobody asked for is dropped.
 const DAYS: u64 = 30;
 /// Kernel ticks are 1 to 10 ms.
@@ -84,6 +87,12 @@ impl Index {
     /// Whether there is something to flush.
     pub fn is_changed(&self) -> bool {
         !self.lock().noted.is_empty()
+    }
+
+    /// Whether what there is to flush takes longer to find again than to write.
+    pub fn is_worth_a_flush(&self) -> bool {
+        let noted = &self.lock().noted;
+        noted.len() > FEW || noted.values().map(|known| known.stat.size).sum::<u64>() > SMALL
     }
 
     /// The id of the file with this stat, if its bytes were hashed under it.

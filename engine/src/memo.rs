@@ -86,20 +86,19 @@ impl Memo {
         decode(body)
     }
 
-    /// Writes it, by way of `temporary`. Not synced: its loss costs time alone.
+    /// Writes it to a file that will take the place of the last one. Not synced: its loss costs time alone.
     ///
     /// # Errors
     /// If it cannot be written.
-    pub fn save(&self, temporary: &Path, path: &Path) -> io::Result<()> {
-        let mut file = fs::File::create(temporary)?;
+    pub fn write(&self, path: &Path) -> io::Result<()> {
+        let mut file = fs::File::create(path)?;
         file.write_all(TAG)?;
         file.write_all(&[0; 32])?;
         let mut out = io::BufWriter::with_capacity(1 << 18, Hashing::new(file));
         self.encode(&mut out)?;
         let (mut file, digest) = out.into_inner().map_err(io::IntoInnerError::into_error)?.end();
         file.seek(SeekFrom::Start(TAG.len() as u64))?;
-        file.write_all(digest.as_bytes())?;
-        fs::rename(temporary, path)
+        file.write_all(digest.as_bytes())
     }
 
     fn encode(&self, out: &mut impl Write) -> io::Result<()> {
@@ -278,7 +277,7 @@ mod tests {
     fn survives_its_file_and_no_damage_passes() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("memo");
-        sample().save(&folder.path().join("t"), &path).unwrap();
+        sample().write(&path).unwrap();
         assert_eq!(Memo::load(&path), Some(sample()));
         assert_eq!(sample().blobs_of(1), [0, 1]);
         let bytes = fs::read(&path).unwrap();

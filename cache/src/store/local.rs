@@ -119,7 +119,9 @@ impl LocalStore {
             sync_all(&self.root)?;
         } else {
             // A blob that is gone by now needs no sync.
-            paths.par_iter().filter(|path| path.exists()).try_for_each(|path| sync(path))?;
+            let sync = |path: &PathBuf| if path.exists() { sync(path) } else { Ok(()) };
+            // The threads for several would take longer to start than one takes.
+            if let [only] = &*paths { sync(only)? } else { paths.par_iter().try_for_each(sync)? }
         }
         self.records.sync()
     }

@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 use trestle_cache::{ActionKey, ActionRecord, Cache, Claim};
 
 use crate::compiled::{Compiled, Names};
@@ -32,6 +33,7 @@ use crate::stage::StageError;
 use crate::status::{Board, Status};
 use queue::{Entry, Open, Queue};
 use resources::{Grant, Needs, Resources};
+use room::Rooms;
 
 pub use crate::event::Summary;
 
@@ -71,7 +73,7 @@ const ELSEWHERE: Duration = Duration::from_millis(50);
 /// How often what was stored is synced to disk meanwhile.
 const SYNC: Duration = Duration::from_secs(5);
 
-/// Runs the wanted stages.
+/// Runs the wanted stages. What they gave is in the cache when this returns, and on disk when the ending is over.
 ///
 /// # Errors
 /// If the cache or a source cannot be used; a failing stage is no error but counted in the summary.
@@ -84,13 +86,16 @@ pub async fn run(
     options: &Options,
     cancel: &Cancel,
     events: &mut dyn FnMut(Event),
-) -> Result<Summary, Error> {
+) -> Result<(Summary, Ending), Error> {
     let started = Instant::now();
     let count = (0..compiled.len()).filter(|&id| wanted(id)).count();
     events(Event::Started { pipeline: compiled.name.clone(), stages: count, cpus: options.cpus });
     let names = if options.report_cached { compiled.names()? } else { Names::default() };
     let mut open = Vec::new();
     let mut works = HashMap::new();
+    if planner.expects_work() {
+        executor.expect();
+    }
     let hits = planner.survey(wanted, &mut |id, decision| match decision {
         Decision::Hit(key) if options.report_cached => {
             events(Event::Cached { stage: names[id].to_owned(), key: key.to_string() });
@@ -105,7 +110,9 @@ pub async fn run(
         Decision::Later(_) => open.push(id),
     })?;
     let mut summary = Summary { cached: hits, ..Summary::default() };
+    let mut ending = Ending(None);
     if !open.is_empty() {
+        let rooms = Arc::<Rooms>::default();
         let (sender, mut inbox) = mpsc::unbounded_channel();
         let graph = Open::new(compiled, open, |id| planner.expected_ms(id));
         let surroundings = work::Surroundings {
@@ -113,7 +120,7 @@ pub async fn run(
             executor: Arc::clone(executor),
             options: options.clone(),
             cancel: cancel.clone(),
-            rooms: Arc::default(),
+            rooms: Arc::clone(&rooms),
         };
         let mut dispatcher = Dispatcher {
             names: compiled.names()?,
@@ -145,10 +152,37 @@ pub async fn run(
         dispatcher.settle_all(&mut inbox).await?;
         let Summary { executed, cached, failed, skipped, cancelled, .. } = dispatcher.board.summary();
         summary = Summary { executed, cached: cached + hits, failed, skipped, cancelled, seconds: 0.0 };
+        ending = Ending::begin(Arc::clone(cache), rooms);
     }
     summary.seconds = started.elapsed().as_secs_f64();
     events(Event::Summary(summary));
-    Ok(summary)
+    Ok((summary, ending))
+}
+
+/// What is still under way when the last stage is done: the folders that stages worked in are removed, and what was stored is brought to disk.
+#[must_use = "what was stored may not be on disk yet"]
+#[derive(Debug)]
+pub struct Ending(Option<JoinHandle<Result<(), trestle_cache::Error>>>);
+
+impl Ending {
+    fn begin(cache: Arc<Cache>, rooms: Arc<Rooms>) -> Self {
+        Self(Some(tokio::task::spawn_blocking(move || {
+            // First: what changes folders while the disk is written to has to wait for it.
+            rooms.clear();
+            cache.sync()
+        })))
+    }
+
+    /// Returns when it is over.
+    ///
+    /// # Errors
+    /// If what was stored cannot be brought to disk.
+    pub async fn wait(self) -> Result<(), Error> {
+        match self.0 {
+            None => Ok(()),
+            Some(task) => Ok(task.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))?),
+        }
+    }
 }
 
 /// What the threads that carry stages out tell the loop.

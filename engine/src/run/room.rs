@@ -72,6 +72,12 @@ impl Rooms {
         Ok(room)
     }
 
+    /// Removes the folders that wait for a stage. What cannot be removed now is swept by a later run.
+    pub fn clear(&self) {
+        let kept = std::mem::take(&mut *self.kept());
+        kept.into_iter().for_each(|(_, base)| drop(std::fs::remove_dir_all(base)));
+    }
+
     fn kept(&self) -> std::sync::MutexGuard<'_, VecDeque<(Layout, PathBuf)>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
