@@ -2,8 +2,8 @@
 //!
 //! A stage finds its declared inputs in its folder, and nothing else. Making a dozen folders and files and removing them again is most of what a command of a
 //! millisecond costs, all the more as a file system may look long for a number that was not used a moment ago. So a folder whose stage is done is emptied and kept: the
-//! next stage that wants exactly the same folders, and files of its own in the same places, gets it, and writes its inputs over those
-//! of the one before.
+//! next stage that wants exactly the same folders gets it. It writes its inputs over those of the one before where they have the same places;
+//! the others are removed.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -54,12 +54,7 @@ pub struct Room {
 impl Rooms {
     /// A room with this layout.
     pub fn open(self: &Arc<Self>, cache: &Cache, stage: &str, layout: Layout) -> Result<Room, StageError> {
-        let kept = {
-            let mut kept = self.kept();
-            let place = kept.iter().rposition(|(other, _)| *other == layout);
-            place.and_then(|place| kept.remove(place)).map(|(_, base)| base)
-        };
-        if let Some(base) = kept {
+        if let Some(base) = self.take(&layout) {
             return Ok(Room { base, layout, rooms: Arc::clone(self) });
         }
         let base = cache.tmp_dir(&file_name(stage)).map_err(|e| in_words(&e))?;
@@ -70,6 +65,26 @@ impl Rooms {
             std::fs::create_dir(&dir).map_err(|e| cannot("create", &dir, &e))?;
         }
         Ok(room)
+    }
+
+    /// A folder that waits for a stage and has this layout, or its folders alone: then the files of the other stage are removed.
+    fn take(&self, layout: &Layout) -> Option<PathBuf> {
+        let (other, base) = {
+            let mut kept = self.kept();
+            let same = kept.iter().rposition(|(other, _)| other == layout);
+            let place = same.or_else(|| kept.iter().rposition(|(other, _)| other.dirs == layout.dirs))?;
+            kept.remove(place)?
+        };
+        let is_gone = |file: &PathBuf| match std::fs::remove_file(base.join(WORK).join(file)) {
+            Err(error) => error.kind() == std::io::ErrorKind::NotFound,
+            Ok(()) => true,
+        };
+        if other.files.difference(&layout.files).all(is_gone) {
+            return Some(base);
+        }
+        // A stage must not find what another declared.
+        let _ = std::fs::remove_dir_all(base);
+        None
     }
 
     /// Removes the folders that wait for a stage. What cannot be removed now is swept by a later run.
@@ -222,6 +237,37 @@ mod tests {
         assert_ne!(other.base, base, "another layout");
         let again = rooms.open(&cache, "three", layout()).unwrap();
         assert_eq!(again.base, base);
+    }
+
+    #[test]
+    fn a_room_with_the_same_folders_is_used_again_without_the_files_of_the_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = Cache::open(folder.path()).unwrap();
+        let rooms = Arc::new(Rooms::default());
+        let with = |names: &[&str]| {
+            let mut layout = Layout::default();
+            for name in names {
+                layout.add(Path::new(name), false);
+                layout.files.insert(PathBuf::from(name));
+            }
+            layout
+        };
+        let room = rooms.open(&cache, "one", with(&["in/a/x", "in/b/y"])).unwrap();
+        let base = room.base.clone();
+        for name in ["in/a/x", "in/b/y"] {
+            std::fs::write(room.work().join(name), "input").unwrap();
+        }
+        drop(room);
+        let room = rooms.open(&cache, "two", with(&["in/a/z", "in/b/y"])).unwrap();
+        assert_eq!(room.base, base);
+        assert_eq!(list(&base), ["work", "work/in", "work/in/a", "work/in/b", "work/in/b/y"]);
+        assert!(room.is_kept("in/b/y") && room.is_kept("in/a/z"));
+        drop(room);
+        // What cannot be removed is not for the next: here a folder has the name of a file.
+        std::fs::create_dir(base.join("work/in/a/z")).unwrap();
+        let room = rooms.open(&cache, "three", with(&["in/a/x", "in/b/y"])).unwrap();
+        assert_ne!(room.base, base);
+        assert!(!base.exists());
     }
 
     #[test]
