@@ -49,6 +49,7 @@ use crate::digest::{ActionKey, BlobId, TreeId};
 use crate::error::{Error, Result};
 use crate::files::{Hashed, Stat, hash_file, hash_open};
 use crate::index::Index;
+use crate::parallel;
 use crate::record::{ActionRecord, Lookup};
 use crate::store::{LocalStore, Store};
 
@@ -201,9 +202,7 @@ impl Cache {
             fits
         });
         let ids: Vec<_> = affordable.map(|(_, id)| *id).collect();
-        let health = |id: &BlobId| Ok((*id, self.check_blob(id)?));
-        // The threads for several would take longer to start than one takes.
-        let healths: Vec<_> = if let [only] = &*ids { vec![health(only)?] } else { ids.par_iter().map(health).collect::<Result<_>>()? };
+        let healths = parallel::map(&ids, 2, |id| Ok((*id, self.check_blob(id)?))).into_iter().collect::<Result<Vec<_>>>()?;
         Ok(healths.into_iter().filter(|(_, health)| matches!(health, Health::Damaged(_))).map(|(id, _)| id).collect())
     }
 

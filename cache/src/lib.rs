@@ -18,6 +18,7 @@ mod files;
 mod hashing;
 mod index;
 mod manifest;
+mod parallel;
 mod record;
 mod store;
 

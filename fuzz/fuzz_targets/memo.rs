@@ -8,8 +8,7 @@ use trestle_engine::memo::{self, Memo};
 fuzz_target!(|bytes: &[u8]| {
     let shm = std::path::PathBuf::from("/dev/shm");
     let base = if shm.is_dir() { shm } else { std::env::temp_dir() };
-    let name = |what: &str| base.join(format!("trestle-fuzz-memo-{}-{what}", std::process::id()));
-    let path = name("memo");
+    let path = base.join(format!("trestle-fuzz-memo-{}", std::process::id()));
     std::fs::write(&path, [memo::TAG, &Digest::of(bytes).as_bytes()[..], bytes].concat()).expect("a file");
     let Some(memo) = Memo::load(&path) else { return };
     for output in 0..memo.blob_starts.len() - 1 {

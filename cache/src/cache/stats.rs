@@ -8,7 +8,6 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use rayon::prelude::*;
 use rustix::fs::{CWD, Mode, OFlags};
 
 use super::Cache;
@@ -16,8 +15,9 @@ use crate::content::Content;
 use crate::digest::BlobId;
 use crate::error::{Error, Result};
 use crate::files::{Stat, look};
+use crate::parallel;
 
-/// From this many files on, stats are taken by all threads. To start them takes as long as a thousand stats.
+/// From this many files on, stats are taken by all threads.
 const MANY: usize = 2048;
 
 /// The stat under which a file's bytes are known. Opaque; kept as [`FileStat::BYTES`] bytes.
@@ -77,14 +77,14 @@ impl Cache {
             None => stat_at(CWD, path),
         };
         let changed = |(path, stat): &(&'p Path, Option<FileStat>)| stat.is_none_or(|stat| look(path) != Some(stat.0));
-        if sources.len() < MANY { sources.iter().map(changed).collect() } else { sources.par_iter().map(changed).collect() }
+        parallel::map(sources, MANY, changed)
     }
 
     /// Where a blob's stat is no longer the one that was vouched for, in the order given.
     pub fn changed_blobs(&self, blobs: &[(BlobId, Option<FileStat>)]) -> Vec<bool> {
         let Ok(folder) = self.blobs_folder() else { return vec![true; blobs.len()] };
         let changed = |(id, stat): &(BlobId, Option<FileStat>)| stat.is_none_or(|stat| blob_stat(&folder, id) != Some(stat.0));
-        if blobs.len() < MANY { blobs.iter().map(changed).collect() } else { blobs.par_iter().map(changed).collect() }
+        parallel::map(blobs, MANY, changed)
     }
 
     /// The stat of the file that holds all records: as long as it stays, so do they.

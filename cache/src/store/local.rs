@@ -27,6 +27,7 @@ use super::{Store, copy_hashed};
 use crate::content::ObjectId;
 use crate::digest::{ActionKey, BlobId};
 use crate::error::{Error, Result};
+use crate::parallel;
 
 /// From this many files on, one `syncfs` is faster than an fsync for each.
 const MANY: usize = 16;
@@ -120,8 +121,7 @@ impl LocalStore {
         } else {
             // A blob that is gone by now needs no sync.
             let sync = |path: &PathBuf| if path.exists() { sync(path) } else { Ok(()) };
-            // The threads for several would take longer to start than one takes.
-            if let [only] = &*paths { sync(only)? } else { paths.par_iter().try_for_each(sync)? }
+            parallel::map(&paths, 2, sync).into_iter().collect::<Result<()>>()?;
         }
         self.records.sync()
     }

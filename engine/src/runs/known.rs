@@ -45,7 +45,7 @@ pub struct State {
     pub checksum: u64,
     /// Length of the journal then; 0 if there is no file.
     pub length: u64,
-    /// Something became of a stage since, or of a run that is to be noted.
+    /// Something became of a stage since.
     pub is_old: bool,
 }
 
@@ -148,7 +148,7 @@ impl Entries {
     }
 
     /// The checksum over those that are part of the run.
-    fn sum(&self) -> u64 {
+    pub fn sum(&self) -> u64 {
         let present = self.list.iter().filter(|entry| entry.present);
         present.fold(0, |sum, entry| sum.wrapping_add(summand(entry.name, entry.key)))
     }

@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 use trestle_cache::{ActionKey, Digest};
 
 use super::known::State;
-use super::{End, Header, Line, Outcome, StageLine, VERSION, journal, key_number, name_number, summand};
+use super::{End, Header, Line, Outcome, StageLine, VERSION, journal, key_number, name_number};
 use crate::error::{At, Error};
 use crate::event::{Event, Summary};
 
@@ -199,17 +199,14 @@ impl Recorder {
 
     fn end(&mut self, summary: Summary) -> Result<(), Error> {
         let mut gone = Vec::new();
-        let mut sum = 0u64;
         for (place, entry) in self.state.entries.list().iter_mut().enumerate() {
             let is_seen = self.seen.get(place).copied().unwrap_or(false);
             if entry.present && !is_seen {
                 gone.push(entry.name);
             }
             entry.present = is_seen;
-            if is_seen {
-                sum = sum.wrapping_add(summand(entry.name, entry.key));
-            }
         }
+        let sum = self.state.entries.sum();
         let back = std::mem::take(&mut self.back);
         self.state.is_old |= !gone.is_empty() || !back.is_empty();
         self.line(&Line::End(End { summary, gone, back, checksum: format!("{sum:016x}") }))?;

@@ -3,7 +3,7 @@
 //! A command starts in a folder that holds its inputs and nothing else. That alone does not stop a path like `/home/me/project/data.csv`,
 //! so on Linux its processes are also put under a Landlock domain that has everything but the project and the cache: the system,
 //! interpreters and the user's own tools stay usable, an undeclared file of the project cannot be opened, read or written. It takes a rule for
-//! every file beside the project and beside the folders above it, so it is begun as soon as it is known that a command will run.
+//! every file beside the project and beside the folders above it, so it is begun as soon as a source turns out to have another stat.
 //!
 //! A domain belongs to a thread and all that it starts, and cannot be left. So commands are started by *spawners*: a few threads that
 //! enter the domain once and from then on do nothing but start processes. That costs a command one message instead of thirty system
@@ -12,6 +12,12 @@
 //! Without network, a spawner also has a network namespace of its own where the system lets it make one (as root), else Landlock forbids
 //! TCP, where the kernel can do that.
 
+#[cfg(target_os = "linux")]
+mod beside;
+#[cfg(target_os = "linux")]
+mod domain;
+#[cfg(not(target_os = "linux"))]
+#[path = "elsewhere.rs"]
 mod domain;
 
 use std::io;
