@@ -110,7 +110,8 @@ pub struct Cache {
 }
 
 impl Cache {
-    /// Opens the cache in the folder `dir`, which is made if it is not there.
+    /// Opens the cache in the folder `dir`, which is made if it is not there. After a loss of power, what was [left](Cache::leave) to the system
+    /// is read again, and what it lost is removed.
     ///
     /// # Errors
     /// [`Error::Format`] for a cache of another version; [`Error::Io`] names the folder or file that cannot be made.
@@ -121,7 +122,9 @@ impl Cache {
         check_format(&root)?;
         let store = LocalStore::open(&root)?;
         let index = Index::open(root.join("index"));
-        Ok(Self { root, store, index, claims: OnceLock::new(), fresh: Mutex::default() })
+        let cache = Self { root, store, index, claims: OnceLock::new(), fresh: Mutex::default() };
+        cache.recover()?;
+        Ok(cache)
     }
 
     /// The cache's folder.
@@ -369,6 +372,15 @@ impl Cache {
         self.store.sync()
     }
 
+    /// Leaves what was stored to the system, which brings it to disk within half a minute: for what took less time to make than a disk takes to say
+    /// that it has it. After a loss of power in between it is made again.
+    ///
+    /// # Errors
+    /// [`Error::Io`] names what cannot be written, or synced where the system does not say whether it was started anew.
+    pub fn leave(&self) -> Result<()> {
+        self.store.leave()
+    }
+
     /// Brings the records to disk.
     ///
     /// # Errors
@@ -382,10 +394,18 @@ impl Cache {
     /// # Errors
     /// [`Error::Io`] names the folder that cannot be made.
     pub fn tmp_dir(&self, name: &str) -> Result<PathBuf> {
-        let safe = name.replace(|c: char| !c.is_ascii_alphanumeric() && c != '-' && c != '_', "_");
-        let path = self.store.temporary(safe.get(..100).unwrap_or(&safe))?;
+        let path = self.tmp_path(name)?;
         fs::create_dir(&path).map_err(Error::io("create", &path))?;
         Ok(path)
+    }
+
+    /// As [`Cache::tmp_dir`], for what is yet to be put there: nothing lies at the path.
+    ///
+    /// # Errors
+    /// As [`Cache::tmp_dir`].
+    pub fn tmp_path(&self, name: &str) -> Result<PathBuf> {
+        let safe = name.replace(|c: char| !c.is_ascii_alphanumeric() && c != '-' && c != '_', "_");
+        self.store.temporary(safe.get(..100).unwrap_or(&safe))
     }
 
     /// Removes the temporary files of processes that are no more, and says of how many. Those of living ones, this one included, are safe from

@@ -131,6 +131,15 @@ impl Cache {
 
     /// All blobs of the store with their sizes.
     pub(super) fn blob_sizes(&self) -> Result<BTreeMap<BlobId, u64>> {
+        let mut sizes = BTreeMap::new();
+        self.for_each_blob(&mut |id, meta| {
+            sizes.insert(id, meta.len());
+        })?;
+        Ok(sizes)
+    }
+
+    /// Shows every blob there is, with what is known of its file.
+    pub(super) fn for_each_blob(&self, each: &mut dyn FnMut(BlobId, &fs::Metadata)) -> Result<()> {
         let folder = self.root.join("blobs");
         let list = |path: &PathBuf| -> Result<Vec<fs::DirEntry>> {
             match fs::read_dir(path) {
@@ -138,17 +147,16 @@ impl Cache {
                 other => other.and_then(Iterator::collect).map_err(Error::io("read the folder", path)),
             }
         };
-        let mut sizes = BTreeMap::new();
         for shard in list(&folder)? {
             for item in list(&shard.path())? {
                 let name = format!("{}{}", shard.file_name().to_string_lossy(), item.file_name().to_string_lossy());
                 let path = item.path();
                 if let Ok(digest) = name.parse() {
                     let meta = item.metadata().map_err(Error::io("examine", &path))?;
-                    sizes.insert(BlobId::new(digest), meta.len());
+                    each(BlobId::new(digest), &meta);
                 }
             }
         }
-        Ok(sizes)
+        Ok(())
     }
 }

@@ -1,6 +1,7 @@
 //! Reading everything in the cache again, and mending what is wrong by removing it: the stages that made it then run anew.
 
 use std::collections::BTreeSet;
+use std::os::unix::fs::MetadataExt;
 
 use rayon::prelude::*;
 
@@ -42,16 +43,7 @@ impl Cache {
     /// [`Error::Io`] if the store cannot be read at all, or something wrong not be removed.
     pub fn verify(&self, repair: bool) -> Result<Verified> {
         let sizes = self.blob_sizes()?;
-        let right = |id: &BlobId| match hash_file(&self.blob_path(id)) {
-            Ok(hashed) => {
-                self.note(&hashed);
-                hashed.id == *id
-            }
-            // It cannot be read, or something writes to it.
-            Err(_) => false,
-        };
-        let ids: Vec<&BlobId> = sizes.keys().collect();
-        let bad_blobs: Vec<BlobId> = ids.par_iter().filter(|id| !right(id)).map(|id| **id).collect();
+        let bad_blobs = self.wrong(&sizes.keys().copied().collect::<Vec<_>>());
         let bad: BTreeSet<&BlobId> = bad_blobs.iter().collect();
         let mut verified = Verified { blobs: sizes.len() - bad_blobs.len(), bytes: sizes.values().sum(), ..Verified::default() };
         for key in self.store.records().keys()? {
@@ -74,6 +66,34 @@ impl Cache {
         }
         verified.bad_blobs = bad_blobs;
         Ok(verified)
+    }
+
+    /// Those whose bytes are not what their name promises.
+    fn wrong(&self, ids: &[BlobId]) -> Vec<BlobId> {
+        let right = |id: &BlobId| match hash_file(&self.blob_path(id)) {
+            Ok(hashed) => {
+                self.note(&hashed);
+                hashed.id == *id
+            }
+            // It cannot be read, or something writes to it.
+            Err(_) => false,
+        };
+        ids.par_iter().filter(|id| !right(id)).copied().collect()
+    }
+
+    /// Reads again what a machine that lost power may have lost, though its name and its stat are there, and removes what is wrong.
+    pub(super) fn recover(&self) -> Result<()> {
+        let Some(mark) = self.store.stale_mark()? else { return Ok(()) };
+        let mut ids = Vec::new();
+        self.for_each_blob(&mut |id, meta| {
+            // A rename changes this time, whatever others a file was given.
+            if meta.ctime() >= mark.since {
+                ids.push(id);
+            }
+        })?;
+        ids.sort_unstable();
+        self.wrong(&ids).iter().try_for_each(|id| self.forget(ObjectId::Blob(*id)))?;
+        mark.lift()
     }
 
     fn first_broken(&self, content: &crate::content::Content, bad: &BTreeSet<&BlobId>) -> Result<Option<ObjectId>> {

@@ -10,8 +10,8 @@
 //! A final name is only ever given by a rename of a finished file, so a process that is killed leaves temporary files alone. A
 //! machine that loses power could still keep the name and lose the bytes. Where a lost blob would cost hours of training the caller
 //! asks for it to be [`Durable`](Durability::Durable): it is synced before it gets its name. A stage of milliseconds is not worth
-//! an fsync; what it gave is synced with everything else by [`LocalStore::sync`], at the end of a run at the latest, and whatever a
-//! crash before that took is found by its hash or missed by its name, and made again. Folders are not synced for the same reason.
+//! an fsync; what it gave is synced with everything else by [`LocalStore::sync`], or left to the system with a mark by [`LocalStore::leave`], and
+//! whatever a crash before that took is found by its hash or missed by its name, and made again. Folders are not synced for the same reason.
 
 use std::fs::{self, File, Permissions};
 use std::io::{self, Read, Write};
@@ -23,6 +23,7 @@ use rayon::prelude::*;
 
 use super::log::RecordLog;
 use super::session::{Session, sweep};
+use super::unsynced::{Mark, Stale};
 use super::{Store, copy_hashed};
 use crate::content::ObjectId;
 use crate::digest::{ActionKey, BlobId};
@@ -43,6 +44,7 @@ pub struct LocalStore {
     session: OnceLock<Session>,
     /// Blobs that have their name and were not synced yet.
     unsynced: Mutex<Vec<PathBuf>>,
+    mark: Mark,
 }
 
 /// Whether what is stored must survive a loss of power at once.
@@ -69,7 +71,8 @@ impl LocalStore {
     pub fn open(root: impl Into<PathBuf>) -> Result<Self> {
         let root = root.into();
         let records = RecordLog::new(root.join("records"));
-        Ok(Self { root, records, device: OnceLock::new(), session: OnceLock::new(), unsynced: Mutex::default() })
+        let mark = Mark::new(&root);
+        Ok(Self { root, records, device: OnceLock::new(), session: OnceLock::new(), unsynced: Mutex::default(), mark })
     }
 
     /// Where a blob lies or would lie.
@@ -110,20 +113,49 @@ impl LocalStore {
         if tmp.exists() { sweep(&tmp, before) } else { Ok(0) }
     }
 
-    /// Brings everything that was stored to disk.
+    /// Brings everything that was stored to disk, also what other processes [left](LocalStore::leave) to the system.
     ///
     /// # Errors
-    /// Names what cannot be synced.
+    /// Names what cannot be synced; it is tried again by the next call.
     pub fn sync(&self) -> Result<()> {
-        let paths = std::mem::take(&mut *self.unsynced.lock().unwrap_or_else(PoisonError::into_inner));
-        if paths.len() >= MANY {
-            sync_all(&self.root)?;
-        } else {
+        let paths = std::mem::take(&mut *self.unsynced());
+        let some = || {
             // A blob that is gone by now needs no sync.
             let sync = |path: &PathBuf| if path.exists() { sync(path) } else { Ok(()) };
-            parallel::map(&paths, 2, sync).into_iter().collect::<Result<()>>()?;
+            parallel::map(&paths, 2, sync).into_iter().collect()
+        };
+        let all = || sync_all(&self.root);
+        let synced = self.mark.lift(all).and_then(|is_all| match is_all {
+            true => Ok(()),
+            false if paths.len() >= MANY => all(),
+            false => some(),
+        });
+        if synced.is_err() {
+            self.unsynced().extend(paths);
         }
-        self.records.sync()
+        synced.and_then(|()| self.records.sync())
+    }
+
+    /// Leaves what was stored to the system, which brings it to disk within half a minute, with a mark in case that does not happen. Syncs where no
+    /// mark can be left.
+    ///
+    /// # Errors
+    /// Names what cannot be written or synced.
+    pub fn leave(&self) -> Result<()> {
+        if self.mark.leave()? {
+            self.unsynced().clear();
+            return Ok(());
+        }
+        self.sync()
+    }
+
+    /// The mark of an earlier start of the machine, if what was stored then may not have reached the disk.
+    pub(crate) fn stale_mark(&self) -> Result<Option<Stale>> {
+        self.mark.stale()
+    }
+
+    fn unsynced(&self) -> std::sync::MutexGuard<'_, Vec<PathBuf>> {
+        self.unsynced.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Writes `source` to a temporary file.
@@ -150,8 +182,7 @@ impl LocalStore {
             Durability::Durable if staged.len() >= MANY => sync_all(&self.root)?,
             Durability::Durable => staged.par_iter().try_for_each(|blob| sync(&blob.path))?,
             Durability::Later => {
-                let mut unsynced = self.unsynced.lock().unwrap_or_else(PoisonError::into_inner);
-                unsynced.extend(staged.iter().map(|blob| self.blob_path(&blob.id)));
+                self.unsynced().extend(staged.iter().map(|blob| self.blob_path(&blob.id)));
             }
         }
         staged.iter().try_for_each(|blob| rename(&blob.path, &self.blob_path(&blob.id)))

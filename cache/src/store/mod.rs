@@ -6,6 +6,7 @@ mod local;
 mod log;
 mod memory;
 mod session;
+mod unsynced;
 
 use std::io::{Read, Write};
 use std::path::PathBuf;

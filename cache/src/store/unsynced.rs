@@ -1,0 +1,169 @@
+//! The mark that blobs have their names and may not be on disk yet.
+//!
+//! What took a moment to make is not worth a wait for the disk: the system writes it within half a minute by itself. If the machine loses power before that, a
+//! file system may have kept a blob's name, size and times and not its bytes, and then whoever knows the blob by these would take it for what
+//! it was. So a mark is left before anybody relies on them: the file `unsynced`, which says in which start of the machine it was left, and by its
+//! time since when. Found in another start, it says which blobs are to be read again. Nothing in it needs to have reached the disk itself:
+//! a mark that says nothing is of another start.
+
+use std::fs::{self, File, TryLockError};
+use std::io::{self, Read};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use super::session::is_at;
+use crate::error::{Error, Result};
+
+/// Seconds before a mark was left from which on blobs may be what it is about: far more than a run waits before it syncs or leaves one.
+const BEFORE: i64 = 3600;
+
+/// See the module.
+#[derive(Debug)]
+pub struct Mark {
+    path: PathBuf,
+    /// Number of this start of the machine; none where the system does not say.
+    boot: fn() -> Option<String>,
+}
+
+/// A mark of another start of the machine. As long as it lives, nobody else leaves or lifts one.
+#[derive(Debug)]
+pub struct Stale {
+    path: PathBuf,
+    /// Blobs that changed since, in seconds since 1970, may not be what their names say.
+    pub since: i64,
+    _lock: File,
+}
+
+impl Mark {
+    pub fn new(root: &Path) -> Self {
+        Self { path: root.join("unsynced"), boot }
+    }
+
+    /// Leaves the mark. Says whether it is there: where it cannot be left, whoever stored something has to sync it.
+    pub fn leave(&self) -> Result<bool> {
+        let Some(boot) = (self.boot)() else { return Ok(false) };
+        loop {
+            let file = File::options().read(true).write(true).create(true).truncate(false).open(&self.path);
+            let file = file.map_err(Error::io("write", &self.path))?;
+            match file.try_lock_shared() {
+                Ok(()) => {}
+                // Somebody syncs what was there before, or reads it again.
+                Err(TryLockError::WouldBlock) => return Ok(false),
+                Err(TryLockError::Error(e)) => return Err(Error::io("lock", &self.path)(e)),
+            }
+            // It may have been lifted before it was locked here.
+            if !is_at(&file, &self.path) {
+                continue;
+            }
+            let written = read(&file).map_err(Error::io("read", &self.path))?;
+            if written.is_empty() {
+                file.write_all_at(boot.as_bytes(), 0).map_err(Error::io("write", &self.path))?;
+                return Ok(true);
+            }
+            return Ok(written == boot.as_bytes());
+        }
+    }
+
+    /// If there is a mark, calls `sync`, which has to bring everything to disk, and lifts the mark. Says whether there was one.
+    pub fn lift(&self, sync: impl FnOnce() -> Result<()>) -> Result<bool> {
+        let Some(file) = self.open()? else { return Ok(false) };
+        file.lock().map_err(Error::io("lock", &self.path))?;
+        if !is_at(&file, &self.path) {
+            return Ok(false);
+        }
+        sync()?;
+        fs::remove_file(&self.path).map_err(Error::io("remove", &self.path))?;
+        Ok(true)
+    }
+
+    /// The mark, if it is of another start of the machine.
+    pub fn stale(&self) -> Result<Option<Stale>> {
+        let Some(file) = self.open()? else { return Ok(None) };
+        let is_ours = || (self.boot)().is_some_and(|boot| boot.as_bytes() == read(&file).unwrap_or_default());
+        if is_ours() {
+            return Ok(None);
+        }
+        file.lock().map_err(Error::io("lock", &self.path))?;
+        // Whoever had the lock may have seen to it, or have been about to write it.
+        if !is_at(&file, &self.path) || is_ours() {
+            return Ok(None);
+        }
+        let since = file.metadata().map_err(Error::io("examine", &self.path))?.mtime() - BEFORE;
+        Ok(Some(Stale { path: self.path.clone(), since, _lock: file }))
+    }
+
+    fn open(&self) -> Result<Option<File>> {
+        match File::open(&self.path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            other => Ok(Some(other.map_err(Error::io("open", &self.path))?)),
+        }
+    }
+}
+
+impl Stale {
+    /// Says that all it was about was seen to.
+    pub fn lift(self) -> Result<()> {
+        match fs::remove_file(&self.path) {
+            // In a cache that cannot be written it stays for whoever can.
+            Err(e) if e.kind() != io::ErrorKind::ReadOnlyFilesystem => Err(Error::io("remove", &self.path)(e)),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn read(mut file: &File) -> io::Result<Vec<u8>> {
+    let mut text = Vec::new();
+    io::Seek::rewind(&mut file)?;
+    file.read_to_end(&mut text)?;
+    Ok(text)
+}
+
+/// A number that the system draws when it starts.
+fn boot() -> Option<String> {
+    fs::read_to_string("/proc/sys/kernel/random/boot_id").ok().filter(|id| !id.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn mark(root: &Path, boot: fn() -> Option<String>) -> Mark {
+        Mark { boot, ..Mark::new(root) }
+    }
+
+    #[test]
+    fn a_mark_is_stale_in_another_start_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let (now, later) = (mark(dir.path(), || Some("a".into())), mark(dir.path(), || Some("b".into())));
+        assert!(now.stale().unwrap().is_none(), "there is none");
+        assert!(now.leave().unwrap() && now.leave().unwrap());
+        assert!(now.stale().unwrap().is_none());
+        assert!(!later.leave().unwrap(), "one of another start is not added to");
+        let stale = later.stale().unwrap().unwrap();
+        assert!(!now.leave().unwrap(), "it is being seen to");
+        stale.lift().unwrap();
+        assert!(later.stale().unwrap().is_none() && later.leave().unwrap());
+        assert!(!mark(dir.path(), || None).leave().unwrap(), "nothing tells one start from another");
+    }
+
+    #[test]
+    fn a_mark_whose_bytes_were_lost_is_stale() {
+        let dir = tempfile::tempdir().unwrap();
+        let mark = mark(dir.path(), || Some("a".into()));
+        mark.leave().unwrap();
+        fs::write(&mark.path, "").unwrap();
+        assert!(mark.stale().unwrap().is_some());
+    }
+
+    #[test]
+    fn a_mark_is_lifted_by_a_sync_that_works() {
+        let dir = tempfile::tempdir().unwrap();
+        let mark = mark(dir.path(), || Some("a".into()));
+        assert!(!mark.lift(|| panic!("there is none")).unwrap());
+        mark.leave().unwrap();
+        let failing = || Err(Error::io("sync", dir.path())(io::Error::other("no")));
+        assert!(mark.lift(failing).is_err() && mark.path.exists());
+        assert!(mark.lift(|| Ok(())).unwrap() && !mark.path.exists());
+    }
+}
