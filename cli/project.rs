@@ -224,7 +224,7 @@ impl Session {
         durable().inspect_err(|_| clean())?;
         let replace = || {
             compiled.save(&temporary("compiled"), &place.plans("compiled"))?;
-            std::fs::rename(temporary("memo"), place.plans("memo"))
+            replace(&temporary("memo"), &place.plans("memo"))
         };
         let kept = written.and_then(|()| if memo.is_some() { replace() } else { Ok(()) });
         if kept.is_err() {
@@ -238,6 +238,19 @@ impl Session {
         let flushed = if remark.is_none() { cache.flush_if_worth() } else { cache.flush() };
         Ok(remark.or(flushed.err().map(|e| e.to_string())))
     }
+}
+
+/// Puts a file in the place of another, if there is one. A rename would wait for the disk: ext4 does not let a new file replace an old one before it has
+/// begun to write its bytes. What is replaced here has a checksum and is no more than a shortcut.
+fn replace(new: &Path, place: &Path) -> std::io::Result<()> {
+    #[cfg(target_os = "linux")]
+    {
+        use rustix::fs::{CWD, RenameFlags, renameat_with};
+        if renameat_with(CWD, new, CWD, place, RenameFlags::EXCHANGE).is_ok() {
+            return std::fs::remove_file(new);
+        }
+    }
+    std::fs::rename(new, place)
 }
 
 /// A pipeline that was just resolved, its stages in a file if they are many and there is a place for it.

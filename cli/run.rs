@@ -36,15 +36,8 @@ pub fn run(args: &Run) -> Result<ExitCode, Fail> {
         Format::Human => render::human(),
         Format::Json => Box::new(render::Json),
     };
-    let cancel = Cancel::new().map_err(|e| Fail::message(format!("cannot make a pipe: {e}")))?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|e| Fail::message(format!("cannot start the runtime: {e}")))?;
-    {
-        let _inside = runtime.enter();
-        listen(cancel.clone());
-    }
+    let cancel = interruptible()?;
+    let runtime = runtime()?;
     let summary = all_rounds(args, &runtime, &cancel, render.as_mut())?;
     // Every stage has ended: there is no thread to wait for.
     runtime.shutdown_background();
@@ -270,26 +263,24 @@ pub fn local(sandbox: Sandbox, options: &Options, cache: &Path) -> Result<Local,
 }
 
 /// The first Ctrl-C (or SIGTERM) asks for the end; the second ends everything now.
-pub fn listen(cancel: Cancel) {
-    tokio::spawn(async move {
-        if interruption().await.is_err() {
-            return;
-        }
-        cancel.end();
-        if interruption().await.is_err() {
-            return;
-        }
-        cancel.kill();
-        // Time enough to note what was finished; a third Ctrl-C is not needed.
-        tokio::time::sleep(Duration::from_secs(2)).await;
-        std::process::exit(130);
-    });
+pub fn interruptible() -> Result<Cancel, Fail> {
+    let make = || {
+        let (read, write) = std::io::pipe()?;
+        signal_hook::low_level::pipe::register(signal_hook::consts::SIGINT, write.try_clone()?)?;
+        signal_hook::low_level::pipe::register(signal_hook::consts::SIGTERM, write)?;
+        Cancel::by_calls(read.into(), || drop(std::thread::spawn(end_soon)))
+    };
+    make().map_err(|e: std::io::Error| Fail::message(format!("cannot listen for Ctrl-C: {e}")))
 }
 
-async fn interruption() -> std::io::Result<()> {
-    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
-    tokio::select! {
-        pressed = tokio::signal::ctrl_c() => pressed,
-        _ = terminate.recv() => Ok(()),
-    }
+/// Leaves time enough to note what was finished; a third Ctrl-C is not needed.
+fn end_soon() {
+    std::thread::sleep(Duration::from_secs(2));
+    std::process::exit(130);
+}
+
+/// What a run waits in.
+pub fn runtime() -> Result<tokio::runtime::Runtime, Fail> {
+    let built = tokio::runtime::Builder::new_current_thread().enable_time().build();
+    built.map_err(|e| Fail::message(format!("cannot start the runtime: {e}")))
 }

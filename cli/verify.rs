@@ -11,7 +11,7 @@ use serde_json::json;
 use trestle_cache::{ActionRecord, Cache, Content, Digest, How};
 use trestle_engine::compiled::Compiled;
 use trestle_engine::event::{Event, Failure, Summary};
-use trestle_engine::executor::{Cancel, Executor};
+use trestle_engine::executor::Executor;
 use trestle_engine::pipeline::{Origin, Pipeline, Stage, StageId};
 use trestle_engine::plan::{Fate, Planner, plan};
 use trestle_engine::run::run as run_pipeline;
@@ -21,7 +21,7 @@ use crate::args::{Format, SandboxMode, Source};
 use crate::fail::{FAILED, Fail};
 use crate::project::Project;
 use crate::render::words::{self, count, duration};
-use crate::run::{listen, local, options};
+use crate::run::{interruptible, local, options, runtime};
 
 /// What `verify --help` ends with.
 pub const EXAMPLES: &str = "Examples:
@@ -145,14 +145,9 @@ impl Again {
         let executor: Arc<dyn Executor> = Arc::new(local(args.sandbox.into(), &options, cache.root())?);
         let compiled = Arc::new(Compiled::of(Arc::new(self.pipeline), Digest::of(b"not kept"), Vec::new()));
         let mut planner = Planner::new(Arc::clone(&compiled), Arc::clone(&cache), None, Arc::default());
-        let cancel = Cancel::new().map_err(|e| Fail::message(format!("cannot make a pipe: {e}")))?;
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .map_err(|e| Fail::message(format!("cannot start the runtime: {e}")))?;
+        let cancel = interruptible()?;
         let mut failures = BTreeMap::new();
-        let summary = runtime.block_on(async {
-            listen(cancel.clone());
+        let summary = runtime()?.block_on(async {
             let mut events = |event: Event| {
                 if let Event::Failed { stage, mut failure } = event {
                     // The folder with the log goes with the scratch place.

@@ -146,12 +146,6 @@ impl Planner {
         Ok(hits)
     }
 
-    /// Whether a source is new or has another stat than before: most likely something has to run.
-    pub fn expects_work(&self) -> bool {
-        let mut unknown = self.sources.iter().zip(&self.memo.sources).filter(|(now, _)| now.is_none());
-        unknown.any(|(_, (content, stat))| content.is_none() || stat.is_some())
-    }
-
     /// Hashes what wanted stages read and what may have changed, on all threads. What cannot be read is complained about by who needs it.
     fn hash_sources(&mut self, wanted: &dyn Fn(StageId) -> bool) {
         if self.sources.iter().all(Option::is_some) {

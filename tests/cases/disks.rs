@@ -290,3 +290,47 @@ fn a_large_file_that_is_cut_off_while_it_is_hashed_ends_no_program() {
     assert_eq!(project.run().code, Some(0));
     assert_eq!(project.output("head", "o"), "abc");
 }
+
+/// What took a moment is left to the system to write. If the machine loses power before it does, a blob may have its name, its size and its times,
+/// and not its bytes.
+#[test]
+fn what_a_loss_of_power_took_is_made_again() {
+    let (project, mark) = chain_with_mark();
+    store::overwrite(&store::blob(&project, b"1\n"), b"0\n");
+    // A machine that was started anew has another number.
+    std::fs::write(&mark, "another start").unwrap();
+    let run = project.run();
+    run.did(&["a"]);
+    assert_eq!(run.count("cached"), 1);
+    assert_eq!(project.output("b", "o"), "1\n2\n");
+    // That run was short as well.
+    assert_ne!(std::fs::read_to_string(&mark).unwrap(), "another start");
+}
+
+#[test]
+fn after_a_start_of_the_machine_that_took_nothing_nothing_is_made_again() {
+    let (project, mark) = chain_with_mark();
+    std::fs::write(&mark, "another start").unwrap();
+    project.run().did(&[]);
+    assert!(!mark.exists(), "it was not seen to");
+    project.run().did(&[]);
+}
+
+#[test]
+fn a_run_that_is_worth_a_sync_also_syncs_what_earlier_ones_left() {
+    let (project, mark) = chain_with_mark();
+    project.edit("trestle.yaml", "echo 1", "sleep 1.1; echo 1");
+    project.run().did(&["a"]);
+    assert!(!mark.exists());
+}
+
+/// A pipeline of two stages that was run, and the mark that this left.
+fn chain_with_mark() -> (Project, std::path::PathBuf) {
+    let project = Project::new(
+        "stages:\n  a: { run: 'echo 1 > {out.o}', out: { o: o } }\n  b: { run: '(cat {in.a}; echo 2) > {out.o}', in: { a: a }, out: { o: o } }\n",
+    );
+    project.run().did(&["a", "b"]);
+    let mark = store::folder(project.path()).join("unsynced");
+    assert!(mark.exists());
+    (project, mark)
+}

@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 
 /// A request to end, shared by all that run. Each step can be asked for once and is never taken back.
 #[derive(Debug, Clone)]
@@ -14,6 +14,16 @@ struct Inner {
     level: AtomicU8,
     /// Readable once the request is made, so that it can be waited for beside other things.
     asked: [Signal; 2],
+    calls: Option<Calls>,
+}
+
+/// Calls to end from outside, such as Ctrl-C.
+#[derive(Debug)]
+struct Calls {
+    /// Has a byte for each.
+    pipe: OwnedFd,
+    heard: AtomicUsize,
+    at_kill: fn(),
 }
 
 /// A pipe that becomes readable and stays so.
@@ -41,7 +51,42 @@ impl Cancel {
     /// # Errors
     /// If the process has no file descriptors left.
     pub fn new() -> io::Result<Self> {
-        Ok(Self(Arc::new(Inner { level: AtomicU8::new(0), asked: [Signal::new()?, Signal::new()?] })))
+        Ok(Self(Arc::new(Inner { level: AtomicU8::new(0), asked: [Signal::new()?, Signal::new()?], calls: None })))
+    }
+
+    /// Each byte of `calls` is a call to end: the first asks for the end, the second ends everything now and does `at_kill`. They are heard by whoever
+    /// waits for a process, and by whoever asks whether the end was asked for, so that no thread is needed that only listens.
+    ///
+    /// # Errors
+    /// As [`Cancel::new`].
+    pub fn by_calls(calls: OwnedFd, at_kill: fn()) -> io::Result<Self> {
+        rustix::fs::fcntl_setfl(&calls, rustix::fs::OFlags::NONBLOCK)?;
+        let calls = Some(Calls { pipe: calls, heard: AtomicUsize::new(0), at_kill });
+        Ok(Self(Arc::new(Inner { level: AtomicU8::new(0), asked: [Signal::new()?, Signal::new()?], calls })))
+    }
+
+    /// Hears the calls that there are.
+    pub fn hear(&self) {
+        let Some(calls) = &self.0.calls else { return };
+        let mut bytes = [0; 16];
+        // Nothing there is an error too.
+        while let Ok(count @ 1..) = rustix::io::read(&calls.pipe, &mut bytes) {
+            for _ in 0..count {
+                match calls.heard.fetch_add(1, Ordering::SeqCst) {
+                    0 => self.end(),
+                    1 => {
+                        self.kill();
+                        (calls.at_kill)();
+                    }
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    /// Readable while there are calls to hear.
+    pub fn calls_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.0.calls.as_ref().map(|calls| calls.pipe.as_fd())
     }
 
     /// Asks everything to end: SIGTERM, and SIGKILL after the grace time.
@@ -61,6 +106,7 @@ impl Cancel {
 
     /// Whether the end was asked for.
     pub fn is_asked(&self) -> bool {
+        self.hear();
         self.0.level.load(Ordering::SeqCst) > 0
     }
 

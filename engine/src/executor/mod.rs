@@ -4,6 +4,7 @@ mod cancel;
 mod direct;
 mod process;
 mod sandbox;
+mod start;
 mod strays;
 
 pub use cancel::Cancel;
@@ -16,7 +17,6 @@ use std::fs::File;
 use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -24,7 +24,8 @@ use crate::job::Message;
 use crate::pipeline::DEFAULT_SHELL;
 use crate::stage::{Progress, StageError};
 use process::{End, Limits, Stream, supervise};
-use sandbox::Spawners;
+use sandbox::Domains;
+use start::{Launch, NotStarted};
 
 /// What is to be run: a native stage's job file, or a command.
 #[derive(Debug, Clone)]
@@ -101,9 +102,6 @@ pub enum Ended {
 
 /// Something that can run tasks.
 pub trait Executor: Send + Sync {
-    /// Says that something will most likely be run, so that what takes time can begin.
-    fn expect(&self) {}
-
     /// Runs one task to its end, or to an early one if `cancel` asks for it. Called from a thread that may wait.
     ///
     /// # Errors
@@ -117,7 +115,7 @@ pub struct Local {
     program: Vec<OsString>,
     env: BTreeMap<String, String>,
     grace: Duration,
-    spawners: Spawners,
+    domains: Domains,
     /// Where programs were found, by name and search path.
     found: Mutex<BTreeMap<(String, String), Option<PathBuf>>>,
 }
@@ -134,16 +132,11 @@ impl Local {
         rooms: PathBuf,
     ) -> Self {
         strays::adopt();
-        Self { program, env, grace, spawners: Spawners::new(sandbox, closed, rooms), found: Mutex::default() }
+        Self { program, env, grace, domains: Domains::new(sandbox, closed, rooms), found: Mutex::default() }
     }
 }
 
 impl Executor for Local {
-    fn expect(&self) {
-        // Most commands may use the network.
-        self.spawners.begin(true);
-    }
-
     fn execute(&self, order: &Order, say: &mut dyn FnMut(Said), cancel: &Cancel) -> Result<Outcome, Ended> {
         let limits = Limits { cancel, deadline: order.timeout.map(|timeout| Instant::now() + timeout), grace: self.grace };
         match &order.task {
@@ -155,17 +148,25 @@ impl Executor for Local {
 
 impl Local {
     fn native(&self, order: &Order, job: &Path, say: &mut dyn FnMut(Said), limits: &Limits<'_>) -> Result<Outcome, Ended> {
-        let (program, arguments) = self.program.split_first().ok_or_else(|| failed("no program to run jobs with"))?;
-        let mut command = Command::new(program);
-        command.args(arguments).arg("job").arg(job);
-        command.env_clear().envs(&self.env).env("RAYON_NUM_THREADS", order.threads.to_string());
+        let program = self.program.first().ok_or_else(|| failed("no program to run jobs with"))?;
+        let mut env: Vec<_> = self.env.iter().map(|(name, value)| (name.into(), value.into())).collect();
+        env.push(("RAYON_NUM_THREADS".into(), order.threads.to_string().into()));
         let (output, (protocol, theirs)) = (Output::to_log(order)?, pipe()?);
-        command.stdout(theirs).stderr(output.handle()?);
-        place(&mut command, &order.work);
-        let child = command.spawn().map_err(|e| failed(format!("cannot start this program: {e}")))?;
+        let launch = Launch {
+            program: program.into(),
+            words: self.program.iter().cloned().chain(["job".into(), job.into()]).collect(),
+            env,
+            folder: order.work.clone(),
+            stdout: theirs,
+            stderr: output.handle()?,
+        };
+        let child = launch.start(None).map_err(|why| match why {
+            NotStarted::Program(error) => not_started("this program", &error),
+            NotStarted::Domain(why) => failed(why),
+        })?;
         let (mut log, mut notes) = (output.sink(), output.sink());
         // The child has its own ends of the pipes now; as long as there are others, the pipes have no end.
-        drop(command);
+        drop(launch);
         drop(output.write);
         let mut heard = Heard::default();
         let say = std::cell::RefCell::new(say);
@@ -195,15 +196,16 @@ impl Local {
     fn command(&self, order: &Order, say: &mut dyn FnMut(Said), limits: &Limits<'_>) -> Result<Outcome, Ended> {
         let Task::Command { network, env, .. } = &order.task else { return Err(failed("this is no command")) };
         let output = Output::to_log(order)?;
-        let (command, name) = self.prepare(order, &output)?;
+        let (launch, name) = self.prepare(order, &output)?;
         let mut log = output.sink();
         let mark = env.get("TMPDIR").map(|folder| format!("TMPDIR={folder}"));
-        let (child, sandbox) = self.spawners.spawn(command, *network).map_err(Ended::Failed)?;
-        let child = child.map_err(|e| not_started(&name, &e))?;
+        let (child, sandbox) = self.domains.start(&launch, *network).map_err(Ended::Failed)?;
+        let child = child.map_err(|e| not_started(&format!("`{name}`"), &e))?;
         let mut lines = |line: &str| {
             log(line);
             say(Said::Line(line.to_owned()));
         };
+        drop(launch);
         drop(output.write);
         let mut streams = Vec::new();
         if let Some(read) = output.read {
@@ -218,35 +220,31 @@ impl Local {
     }
 
     /// The command as a process to start, and what it is called in messages.
-    fn prepare(&self, order: &Order, output: &Output) -> Result<(Command, String), Ended> {
+    fn prepare(&self, order: &Order, output: &Output) -> Result<(Launch, String), Ended> {
         let Task::Command { shell, script, env, workdir, stdout, .. } = &order.task else { return Err(failed("this is no command")) };
         let folder = order.work.join(workdir);
         let simple = if **shell == DEFAULT_SHELL { direct::parse(script) } else { None };
         let simple = simple.and_then(|direct| Some((self.find(direct.program, env)?, direct)));
         let mut target = stdout.clone();
-        let (mut command, name) = match simple {
+        let (program, words): (PathBuf, Vec<OsString>) = match simple {
             Some((path, direct)) => {
-                use std::os::unix::process::CommandExt;
                 target = direct.stdout.map(|written| folder.join(written)).or(target);
-                let mut command = Command::new(path);
-                command.arg0(direct.program).args(direct.arguments);
-                (command, direct.program.to_owned())
+                (path, std::iter::once(direct.program).chain(direct.arguments).map(OsString::from).collect())
             }
             None => {
-                let (program, arguments) = shell.split_first().ok_or_else(|| failed("`shell` is empty"))?;
-                let path = self.find(program, env).unwrap_or_else(|| PathBuf::from(program));
-                let mut command = Command::new(path);
-                command.args(arguments).arg(script);
-                (command, program.clone())
+                let name = shell.first().ok_or_else(|| failed("`shell` is empty"))?;
+                let path = if name.contains('/') { Some(PathBuf::from(name)) } else { self.find(name, env) };
+                let path = path.ok_or_else(|| not_started(&format!("`{name}`"), &std::io::Error::from_raw_os_error(nix::libc::ENOENT)))?;
+                (path, shell.iter().chain([script]).map(OsString::from).collect())
             }
         };
-        match target {
-            Some(path) => command.stdout(File::create(&path).map_err(|e| failed(format!("cannot write {}: {e}", path.display())))?),
-            None => command.stdout(output.handle()?),
+        let stdout = match target {
+            Some(path) => File::create(&path).map_err(|e| failed(format!("cannot write {}: {e}", path.display())))?.into(),
+            None => output.handle()?,
         };
-        command.stderr(output.handle()?).env_clear().envs(env);
-        place(&mut command, &folder);
-        Ok((command, name))
+        let name = words.first().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let env = env.iter().map(|(name, value)| (name.into(), value.into())).collect();
+        Ok((Launch { program, words, env, folder, stdout, stderr: output.handle()? }, name))
     }
 
     /// Where the program called `name` is; found once for each search path.
@@ -257,18 +255,12 @@ impl Local {
     }
 }
 
-/// In its folder, without input, leading a process group. Nothing is done between fork and exec, so the system's fast way to start a process is open.
-fn place(command: &mut Command, folder: &Path) {
-    use std::os::unix::process::CommandExt;
-    command.current_dir(folder).stdin(Stdio::null()).process_group(0);
-}
-
 fn failed(message: impl Into<String>) -> Ended {
     Ended::Failed(StageError::new(message))
 }
 
 fn not_started(name: &str, error: &std::io::Error) -> Ended {
-    Ended::Failed(StageError::new(format!("cannot start `{name}`: {error}")))
+    Ended::Failed(StageError::new(format!("cannot start {name}: {error}")))
 }
 
 fn unwatched(error: std::io::Error) -> Ended {
@@ -302,10 +294,10 @@ impl Output {
     }
 
     /// For the process.
-    fn handle(&self) -> Result<Stdio, Ended> {
+    fn handle(&self) -> Result<OwnedFd, Ended> {
         let handle = match &self.write {
-            Some(pipe) => pipe.try_clone().map(Stdio::from),
-            None => self.log.try_clone().map(Stdio::from),
+            Some(pipe) => pipe.try_clone(),
+            None => self.log.try_clone().map(OwnedFd::from),
         };
         handle.map_err(|e| failed(format!("cannot open the log: {e}")))
     }

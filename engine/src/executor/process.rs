@@ -3,14 +3,14 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
-use std::process::{Child, ExitStatus};
+use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
-use wait4::{ResUse, Wait4};
 
 use super::cancel::Cancel;
+use super::start::{Reaped, reap};
 
 /// Longest line that a job may print; more is cut into several.
 const MAX_LINE: usize = 1 << 20;
@@ -69,8 +69,7 @@ impl<'s> Stream<'s> {
 ///
 /// What lingers of its group is ended with it, before its number can belong to anybody else; so is what left the group, if it has `mark` in its
 /// environment.
-pub fn supervise(mut child: Child, limits: &Limits<'_>, mark: Option<&str>, streams: &mut [Stream<'_>]) -> io::Result<Ended> {
-    let group = Pid::from_child(&child);
+pub fn supervise(group: Pid, limits: &Limits<'_>, mark: Option<&str>, streams: &mut [Stream<'_>]) -> io::Result<Ended> {
     let before = own_peak();
     let how = watch(group, limits, streams)?;
     // An error means that nothing of the group is left.
@@ -82,9 +81,8 @@ pub fn supervise(mut child: Child, limits: &Limits<'_>, mark: Option<&str>, stre
         stream.drain()?;
         stream.lines.end(stream.sink);
     }
-    let ResUse { status, rusage } = child.wait4()?;
-    let peak = rusage.maxrss >> 10;
-    Ok(Ended { how, status, cpu: rusage.utime + rusage.stime, peak_rss_kib: (peak > before).then_some(peak) })
+    let Reaped { status, cpu, peak_rss_kib } = reap(group)?;
+    Ok(Ended { how, status, cpu, peak_rss_kib: Some(peak_rss_kib).filter(|peak| *peak > before) })
 }
 
 /// This process's own highest resident memory in KiB. A child starts as a copy of it, and the kernel counts that in its figure too, so a smaller
@@ -105,12 +103,13 @@ fn watch(group: Pid, limits: &Limits<'_>, streams: &mut [Stream<'_>]) -> io::Res
             (End::Itself, _) => limits.deadline,
             (_, at) => at.filter(|_| !killed),
         };
-        let mut fds = Vec::with_capacity(4);
+        let mut fds = Vec::with_capacity(5);
         // Once the end was asked for, only the call to end now is of interest.
         fds.push(PollFd::from_borrowed_fd(
             if how == End::Itself { limits.cancel.end_fd() } else { limits.cancel.kill_fd() },
             PollFlags::IN,
         ));
+        fds.extend(limits.cancel.calls_fd().map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
         if killed {
             fds.clear();
         }
@@ -126,9 +125,14 @@ fn watch(group: Pid, limits: &Limits<'_>, streams: &mut [Stream<'_>]) -> io::Res
             other => other?,
         };
         let ready = |at: usize| fds.get(at).is_some_and(|fd| !fd.revents().is_empty());
-        let (told, has_lines) = (cancel == 1 && ready(0), (pipe..fds.len()).any(ready));
+        let (told, has_lines) = (cancel > 0 && ready(0), (pipe..fds.len()).any(ready));
+        // What a call asks for is readable at the next turn.
+        let is_called = cancel > 1 && ready(1);
         let may_have_ended = exit.is_none() || ready(cancel);
         drop(fds);
+        if is_called {
+            limits.cancel.hear();
+        }
         if has_lines {
             streams.iter_mut().try_for_each(Stream::drain)?;
         }

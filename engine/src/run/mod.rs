@@ -72,8 +72,12 @@ const KEPT_WORKS: usize = 1024;
 const ELSEWHERE: Duration = Duration::from_millis(50);
 /// How often what was stored is synced to disk meanwhile.
 const SYNC: Duration = Duration::from_secs(5);
+/// What took at most so many milliseconds the last time, and is all there is to do, is done by the loop itself: a thread takes longer to start and to be
+/// woken than some stages take.
+const SHORT_MS: u32 = 200;
 
-/// Runs the wanted stages. What they gave is in the cache when this returns, and on disk when the ending is over.
+/// Runs the wanted stages. What they gave is in the cache when this returns, and on disk when the ending is over, unless all of it took less than a second
+/// to make: then it is left to the system ([`Cache::leave`]).
 ///
 /// # Errors
 /// If the cache or a source cannot be used; a failing stage is no error but counted in the summary.
@@ -93,9 +97,6 @@ pub async fn run(
     let names = if options.report_cached { compiled.names()? } else { Names::default() };
     let mut open = Vec::new();
     let mut works = HashMap::new();
-    if planner.expects_work() {
-        executor.expect();
-    }
     let hits = planner.survey(wanted, &mut |id, decision| match decision {
         Decision::Hit(key) if options.report_cached => {
             events(Event::Cached { stage: names[id].to_owned(), key: key.to_string() });
@@ -112,7 +113,7 @@ pub async fn run(
     let mut summary = Summary { cached: hits, ..Summary::default() };
     let mut ending = Ending(None);
     if !open.is_empty() {
-        let rooms = Arc::<Rooms>::default();
+        let rooms = Arc::new(Rooms::new(cache));
         let (sender, mut inbox) = mpsc::unbounded_channel();
         let graph = Open::new(compiled, open, |id| planner.expected_ms(id));
         let surroundings = work::Surroundings {
@@ -144,15 +145,23 @@ pub async fn run(
             pauses: Vec::new(),
             tries: HashMap::new(),
             running: 0,
+            next_sync: Instant::now() + SYNC,
+            took: Duration::ZERO,
             stopping: false,
             first_failed: None,
             cancel,
         };
         dispatcher.begin()?;
         dispatcher.settle_all(&mut inbox).await?;
+        let is_worth_a_sync = dispatcher.took >= work::WORTH_A_SYNC;
         let Summary { executed, cached, failed, skipped, cancelled, .. } = dispatcher.board.summary();
         summary = Summary { executed, cached: cached + hits, failed, skipped, cancelled, seconds: 0.0 };
-        ending = Ending::begin(Arc::clone(cache), rooms);
+        if is_worth_a_sync {
+            ending = Ending::begin(Arc::clone(cache), rooms);
+        } else {
+            rooms.close();
+            cache.leave()?;
+        }
     }
     summary.seconds = started.elapsed().as_secs_f64();
     events(Event::Summary(summary));
@@ -168,7 +177,7 @@ impl Ending {
     fn begin(cache: Arc<Cache>, rooms: Arc<Rooms>) -> Self {
         Self(Some(tokio::task::spawn_blocking(move || {
             // First: what changes folders while the disk is written to has to wait for it.
-            rooms.clear();
+            rooms.close();
             cache.sync()
         })))
     }
@@ -203,6 +212,33 @@ struct Finished {
     _claim: Claim,
 }
 
+/// What a stage says, as an event.
+fn told(stage: String, said: Said) -> Event {
+    match said {
+        Said::Progress(progress) => Event::Progress { stage, progress },
+        Said::Line(line) => Event::Output { stage, line },
+    }
+}
+
+/// A stage that is about to be carried out.
+struct Begun {
+    open: usize,
+    work: Box<Work>,
+    grant: Grant,
+    tries: u32,
+    claim: Claim,
+}
+
+impl Begun {
+    /// Carries it out, on a thread that may wait.
+    fn carry_out(self, around: &work::Surroundings, say: &mut dyn FnMut(Said), ended: &mut dyn FnMut()) -> Finished {
+        let Self { open, work, grant, tries, claim } = self;
+        let started = Instant::now();
+        let result = work::carry_out(around, &work, &grant, tries, say, ended);
+        Finished { open, work, took: started.elapsed(), result, _claim: claim }
+    }
+}
+
 /// Stages are numbered by their place among the open ones.
 struct Dispatcher<'r> {
     names: Names,
@@ -234,6 +270,9 @@ struct Dispatcher<'r> {
     /// How often a stage was tried, where that is more than once.
     tries: HashMap<usize, u32>,
     running: usize,
+    next_sync: Instant,
+    /// How long the stages that were carried out took in all.
+    took: Duration,
     /// A stage failed and the run does not go on, or the run was interrupted.
     stopping: bool,
     first_failed: Option<usize>,
@@ -258,16 +297,14 @@ impl Dispatcher<'_> {
 
     /// The loop: start what fits, wait for the next event, until every stage has its final state.
     async fn settle_all(&mut self, inbox: &mut mpsc::UnboundedReceiver<Note>) -> Result<(), Error> {
-        let mut next_sync = Instant::now() + SYNC;
         loop {
-            self.stopping |= self.cancel.is_asked();
             self.start_what_fits()?;
             let has_timers = !self.elsewhere.is_empty() || !self.pauses.is_empty();
             let waits = has_timers && !self.stopping;
             if self.running == 0 && !waits {
                 break;
             }
-            let wake = self.wake_at(next_sync);
+            let wake = self.wake_at();
             tokio::select! {
                 Some(note) = inbox.recv() => {
                     self.hear(note)?;
@@ -278,22 +315,26 @@ impl Dispatcher<'_> {
                 }
                 () = tokio::time::sleep_until(wake.into()) => self.wake()?,
             }
-            if Instant::now() >= next_sync {
-                next_sync = Instant::now() + SYNC;
-                let cache = Arc::clone(self.cache);
-                // A failed sync shows when the run ends and everything is synced.
-                tokio::task::spawn_blocking(move || drop(cache.sync()));
-            }
+            self.sync_if_due();
         }
         self.close();
         Ok(())
     }
 
+    fn sync_if_due(&mut self) {
+        if Instant::now() >= self.next_sync {
+            self.next_sync = Instant::now() + SYNC;
+            let cache = Arc::clone(self.cache);
+            // A failed sync shows when the run ends and everything is synced.
+            tokio::task::spawn_blocking(move || drop(cache.sync()));
+        }
+    }
+
     /// When to look again although nothing was heard.
-    fn wake_at(&self, next_sync: Instant) -> Instant {
+    fn wake_at(&self) -> Instant {
         let pause = self.pauses.iter().map(|(at, _)| *at).min();
         let elsewhere = (!self.elsewhere.is_empty()).then(|| Instant::now() + ELSEWHERE);
-        [pause, elsewhere].into_iter().flatten().fold(next_sync.min(Instant::now() + Duration::from_millis(500)), Instant::min)
+        [pause, elsewhere].into_iter().flatten().fold(self.next_sync.min(Instant::now() + Duration::from_millis(500)), Instant::min)
     }
 
     fn wake(&mut self) -> Result<(), Error> {
@@ -310,11 +351,8 @@ impl Dispatcher<'_> {
     fn hear(&mut self, note: Note) -> Result<(), Error> {
         match note {
             Note::Said(open, said) => {
-                let stage = self.name(open);
-                (self.events)(match said {
-                    Said::Progress(progress) => Event::Progress { stage, progress },
-                    Said::Line(line) => Event::Output { stage, line },
-                });
+                let event = told(self.name(open), said);
+                (self.events)(event);
                 Ok(())
             }
             Note::Ended(open) => {
@@ -388,10 +426,15 @@ impl Dispatcher<'_> {
         ready
     }
 
+    fn is_stopping(&mut self) -> bool {
+        self.stopping |= self.cancel.is_asked();
+        self.stopping
+    }
+
     fn start_what_fits(&mut self) -> Result<(), Error> {
         // Those that only store what they gave hold no threads; they are not to pile up.
         let most = 2 * self.options.cpus + 2;
-        while !self.stopping && self.resources.has_threads() && self.running < most {
+        while !self.is_stopping() && self.resources.has_threads() && self.running < most {
             let Some(entry) = self.queue.pop() else { break };
             let open = entry.open;
             let Some(work) = self.work(open)? else { continue };
@@ -444,18 +487,32 @@ impl Dispatcher<'_> {
         self.grants.insert(open, grant.clone());
         let stage = work.stage.name.clone();
         (self.events)(Event::Running { stage, key: work.key.to_string(), reasons: work.reasons.clone(), threads: grant.threads });
-        let (sender, around) = (self.sender.clone(), Arc::clone(&self.surroundings));
-        let tries = self.tries.get(&open).copied().unwrap_or(0) + 1;
+        let begun = Begun { open, work, grant, tries: self.tries.get(&open).copied().unwrap_or(0) + 1, claim };
+        let around = Arc::clone(&self.surroundings);
+        if self.is_short_and_all(open) {
+            let name = self.name(open);
+            let mut say = |said| (self.events)(told(name.clone(), said));
+            let finished = begun.carry_out(&around, &mut say, &mut || {});
+            self.finish(finished)?;
+            self.sync_if_due();
+            return Ok(());
+        }
+        let sender = self.sender.clone();
         tokio::task::spawn_blocking(move || {
-            let started = Instant::now();
             // A loop that is gone no longer wants to hear anything.
             let mut say = |said| drop(sender.send(Note::Said(open, said)));
             let mut ended = || drop(sender.send(Note::Ended(open)));
-            let result = work::carry_out(&around, &work, &grant, tries, &mut say, &mut ended);
-            let finished = Finished { open, work, took: started.elapsed(), result, _claim: claim };
+            let finished = begun.carry_out(&around, &mut say, &mut ended);
             drop(sender.send(Note::Finished(finished)));
         });
         Ok(())
+    }
+
+    /// Whether a stage that was just begun is all that can be done now, and does not take long.
+    fn is_short_and_all(&self, open: usize) -> bool {
+        let others =
+            self.running > 1 || self.queue.len() > 0 || !(self.blocked.is_empty() && self.elsewhere.is_empty() && self.pauses.is_empty());
+        !others && (1..=SHORT_MS).contains(&self.planner.expected_ms(self.graph.id(open)))
     }
 
     /// The process of a stage has ended.
@@ -488,6 +545,7 @@ impl Dispatcher<'_> {
 
     fn done(&mut self, open: usize, record: &ActionRecord, took: Duration) -> Result<(), Error> {
         self.planner.settle(self.graph.id(open), record);
+        self.took += took;
         self.board.transition(open, Status::Done { cached: false });
         let metrics: Value = record.metrics.iter().map(|(name, value)| (name.clone(), Value::from(*value))).collect();
         let stage = self.name(open);

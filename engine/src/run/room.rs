@@ -3,20 +3,25 @@
 //! A stage finds its declared inputs in its folder, and nothing else. Making a dozen folders and files and removing them again is most of what a command of a
 //! millisecond costs, all the more as a file system may look long for a number that was not used a moment ago. So a folder whose stage is done is emptied and kept: the
 //! next stage that wants exactly the same folders gets it. It writes its inputs over those of the one before where they have the same places;
-//! the others are removed.
+//! the others are removed. When a run ends, a few such folders are put on a *shelf* in the cache for the next one, with no file in them.
 
 use std::collections::{BTreeSet, VecDeque};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use trestle_cache::Cache;
+use trestle_cache::{Cache, Digest};
 
 use super::work::{cannot, file_name, in_words};
 use crate::stage::StageError;
 
 /// Most folders that wait for a stage.
 const MOST_KEPT: usize = 32;
+/// Most folders that a run puts on the shelf.
+const MOST_SHELVED: usize = 4;
+/// When so many folders are on the shelf, it is cleared.
+const SHELF: usize = 64;
 /// The folder in a room where the stage runs.
 const WORK: &str = "work";
 /// The file in a room that takes what the stage prints.
@@ -37,11 +42,20 @@ impl Layout {
         let above = path.ancestors().skip(usize::from(!is_dir)).filter(|dir| !dir.as_os_str().is_empty());
         self.dirs.extend(above.map(Path::to_path_buf));
     }
+
+    /// The same for those with the same folders, whatever their files.
+    fn name(&self) -> String {
+        let dirs: Vec<&[u8]> = self.dirs.iter().map(|dir| dir.as_os_str().as_bytes()).collect();
+        Digest::of(&dirs.join(&0)).to_string()[..32].to_owned()
+    }
 }
 
 /// Rooms that wait for a stage.
-#[derive(Debug, Default)]
-pub struct Rooms(Mutex<VecDeque<(Layout, PathBuf)>>);
+#[derive(Debug)]
+pub struct Rooms {
+    kept: Mutex<VecDeque<(Layout, PathBuf)>>,
+    shelf: PathBuf,
+}
 
 /// The folder of one stage's work, and its `TMPDIR`. When it goes, its folder is emptied and kept for another, or goes too.
 #[derive(Debug)]
@@ -52,13 +66,22 @@ pub struct Room {
 }
 
 impl Rooms {
+    /// None but those on the shelf of a cache.
+    pub fn new(cache: &Cache) -> Self {
+        Self { kept: Mutex::default(), shelf: cache.root().join("rooms") }
+    }
+
     /// A room with this layout.
     pub fn open(self: &Arc<Self>, cache: &Cache, stage: &str, layout: Layout) -> Result<Room, StageError> {
         if let Some(base) = self.take(&layout) {
             return Ok(Room { base, layout, rooms: Arc::clone(self) });
         }
-        let base = cache.tmp_dir(&file_name(stage)).map_err(|e| in_words(&e))?;
-        let room = Room { base, layout, rooms: Arc::clone(self) };
+        let base = cache.tmp_path(&file_name(stage)).map_err(|e| in_words(&e))?;
+        let mut room = Room { base, layout, rooms: Arc::clone(self) };
+        if room.take_from_shelf() {
+            return Ok(room);
+        }
+        std::fs::create_dir(&room.base).map_err(|e| cannot("create", &room.base, &e))?;
         let work = room.work();
         // In their order, folders come before what is in them.
         for dir in std::iter::once(work.clone()).chain(room.layout.dirs.iter().map(|dir| work.join(dir))) {
@@ -87,14 +110,41 @@ impl Rooms {
         None
     }
 
-    /// Removes the folders that wait for a stage. What cannot be removed now is swept by a later run.
-    pub fn clear(&self) {
+    /// Puts some of the folders that wait for a stage on the shelf, and removes the others. What cannot be removed now is swept by a later run.
+    pub fn close(&self) {
         let kept = std::mem::take(&mut *self.kept());
-        kept.into_iter().for_each(|(_, base)| drop(std::fs::remove_dir_all(base)));
+        if std::fs::read_dir(&self.shelf).map_or(0, Iterator::count) >= SHELF {
+            // Most of them are of stages that are no more.
+            let _ = std::fs::remove_dir_all(&self.shelf);
+        }
+        // The last ones are of the stages that ran last, as those will that come after what is changed next.
+        for (count, (layout, base)) in kept.into_iter().rev().enumerate() {
+            if count >= MOST_SHELVED || self.put_on_shelf(&layout, &base).is_err() {
+                drop(std::fs::remove_dir_all(base));
+            }
+        }
+    }
+
+    /// Another one of the same layout may be there already.
+    fn put_on_shelf(&self, layout: &Layout, base: &Path) -> std::io::Result<()> {
+        for file in &layout.files {
+            match std::fs::remove_file(base.join(WORK).join(file)) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        let place = self.shelf.join(layout.name());
+        match std::fs::rename(base, &place) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                std::fs::create_dir_all(&self.shelf)?;
+                std::fs::rename(base, &place)
+            }
+            other => other,
+        }
     }
 
     fn kept(&self) -> std::sync::MutexGuard<'_, VecDeque<(Layout, PathBuf)>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -122,6 +172,21 @@ impl Room {
     /// Whether a file of an earlier stage may lie at this place.
     pub fn is_kept(&self, place: &str) -> bool {
         self.layout.files.contains(Path::new(place))
+    }
+
+    /// Takes a room with this layout from the shelf, if one lies there. Anybody may have been there, so it is looked at as after a stage.
+    fn take_from_shelf(&mut self) -> bool {
+        if std::fs::rename(self.rooms.shelf.join(self.layout.name()), &self.base).is_err() {
+            return false;
+        }
+        let files = std::mem::take(&mut self.layout.files);
+        let is_good = self.empty(&self.base).unwrap_or(false);
+        self.layout.files = files;
+        if !is_good {
+            // If even that fails, the new one cannot be made and the stage fails.
+            let _ = std::fs::remove_dir_all(&self.base);
+        }
+        is_good
     }
 
     /// Removes all that the layout does not have. Says whether what it has is as it was made.
@@ -222,7 +287,7 @@ mod tests {
     fn a_room_is_used_again_without_what_the_stage_left() {
         let folder = tempfile::tempdir().unwrap();
         let cache = Cache::open(folder.path()).unwrap();
-        let rooms = Arc::new(Rooms::default());
+        let rooms = Arc::new(Rooms::new(&cache));
         let room = rooms.open(&cache, "one", layout()).unwrap();
         let (base, work) = (room.base.clone(), room.work());
         assert_eq!(list(&base), ["work", "work/in", "work/in/a", "work/out"]);
@@ -243,7 +308,7 @@ mod tests {
     fn a_room_with_the_same_folders_is_used_again_without_the_files_of_the_other() {
         let folder = tempfile::tempdir().unwrap();
         let cache = Cache::open(folder.path()).unwrap();
-        let rooms = Arc::new(Rooms::default());
+        let rooms = Arc::new(Rooms::new(&cache));
         let with = |names: &[&str]| {
             let mut layout = Layout::default();
             for name in names {
@@ -271,10 +336,38 @@ mod tests {
     }
 
     #[test]
+    fn a_room_waits_on_the_shelf_for_the_next_run_without_any_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = Cache::open(folder.path()).unwrap();
+        let shelf = cache.root().join("rooms");
+        let use_one = |change: &dyn Fn(&Path)| {
+            let rooms = Arc::new(Rooms::new(&cache));
+            let room = rooms.open(&cache, "one", layout()).unwrap();
+            assert_eq!(list(&room.base), ["work", "work/in", "work/in/a", "work/out"]);
+            std::fs::write(room.work().join("in/a/x.txt"), "input").unwrap();
+            drop(room);
+            rooms.close();
+            let [place] = &*std::fs::read_dir(&shelf).unwrap().map(|entry| entry.unwrap().path()).collect::<Vec<_>>() else { panic!() };
+            assert_eq!(list(place), ["work", "work/in", "work/in/a", "work/out"]);
+            let number = std::fs::metadata(place.join("work")).unwrap().ino();
+            change(place);
+            number
+        };
+        let first = use_one(&|_| {});
+        assert_eq!(use_one(&|place| std::fs::write(place.join("work/in/a/x.txt"), "not declared").unwrap()), first);
+        assert_eq!(use_one(&|place| std::fs::remove_dir_all(place.join("work")).unwrap()), first);
+        use_one(&|place| {
+            std::fs::remove_dir_all(place.join("work/out")).unwrap();
+            std::os::unix::fs::symlink("/tmp", place.join("work/out")).unwrap();
+        });
+        use_one(&|_| {});
+    }
+
+    #[test]
     fn a_room_that_was_changed_is_not_used_again() {
         let folder = tempfile::tempdir().unwrap();
         let cache = Cache::open(folder.path()).unwrap();
-        let rooms = Arc::new(Rooms::default());
+        let rooms = Arc::new(Rooms::new(&cache));
         let changes: [&dyn Fn(&Path); 4] = [
             &|work| std::fs::remove_dir_all(work.join("in")).unwrap(),
             &|work| {

@@ -23,8 +23,9 @@ use crate::stage::{Input, StageError};
 const LOG_TAIL_BYTES: u64 = 2000;
 /// Most lines of it.
 const LOG_TAIL_LINES: usize = 20;
-/// What took this long is on disk before it counts as done; what took less is synced with everything else.
-const WORTH_A_SYNC: Duration = Duration::from_secs(1);
+/// What took this long is on disk before it counts as done; what took less is synced with everything else, and left to the system if all of a run
+/// took less: a wait for the disk may take longer than to make it again.
+pub const WORTH_A_SYNC: Duration = Duration::from_secs(1);
 
 /// What every stage's work needs.
 pub struct Surroundings {

@@ -1,74 +1,68 @@
 //! A Landlock domain that has everything but some folders.
 
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use landlock::{
     ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, PathBeneath, Ruleset, RulesetAttr, RulesetCreated, RulesetCreatedAttr,
-    RulesetStatus,
 };
-use rustix::fs::Mode;
+use rustix::fs::{Mode, OFlags};
 
 use super::Sandbox;
 use super::beside::{FOR_A_RULE, for_all_beside};
 
-/// What a thread enters, with all that it will start. Its rules are made once: they are one for each file beside the project and above.
+/// What a process enters before it becomes its program, with all that it will start. Its rules are made once: they are one for each file
+/// beside the project and above.
 #[derive(Debug)]
 pub struct Domain {
-    /// None if the folder alone is asked for.
-    rules: Option<RulesetCreated>,
-    /// Whether a thread gets a network namespace of its own.
-    own_network: bool,
+    /// Landlock's; none if the folder alone is asked for.
+    rules: Option<OwnedFd>,
+    /// A network namespace without a way out.
+    network: Option<OwnedFd>,
     held: String,
 }
 
 impl Domain {
-    /// Makes a domain that keeps `closed` shut, but for what lies below `open`, and puts the calling thread under it.
-    pub fn enter_new(asked: Sandbox, closed: &[PathBuf], open: &Path, network: bool) -> Result<Self, String> {
-        let own_network = !network && own_network();
-        let forbid_tcp = !network && !own_network;
+    /// Makes a domain that keeps `closed` shut, but for what lies below `open`.
+    pub fn make(asked: Sandbox, closed: &[PathBuf], open: &Path, network: bool) -> Result<Self, String> {
+        let nowhere = if network { None } else { own_network() };
+        let forbid_tcp = !network && nowhere.is_none();
         let files = if asked == Sandbox::Off { "folder" } else { "landlock" };
-        let held = match (network, own_network) {
+        let held = match (network, &nowhere) {
             (true, _) => files.to_owned(),
-            (false, true) => format!("{files}, no network"),
-            (false, false) => format!("{files}, no TCP"),
+            (false, Some(_)) => format!("{files}, no network"),
+            (false, None) => format!("{files}, no TCP"),
         };
         let makes_rules = asked != Sandbox::Off || forbid_tcp;
-        let rules = || if makes_rules { rules(asked, closed, open, forbid_tcp).map(Some) } else { Ok(None) };
-        let domain = Self { rules: rules().map_err(|e| e.to_string())?, own_network, held };
-        domain.restrict()?;
-        Ok(domain)
+        let rules = || if makes_rules { rules(asked, closed, open, forbid_tcp).map(Option::from) } else { Ok(None) };
+        Ok(Self { rules: rules().map_err(|e| e.to_string())?, network: nowhere, held })
     }
 
-    /// Puts the calling thread under the domain, too.
-    pub fn enter(&self) -> Result<(), String> {
-        if self.own_network && !own_network() {
-            return Err("no second network namespace can be made".to_owned());
-        }
-        self.restrict()
+    /// The rules that a process is to put itself under.
+    pub fn rules(&self) -> Option<BorrowedFd<'_>> {
+        self.rules.as_ref().map(AsFd::as_fd)
+    }
+
+    /// The network namespace that it is to enter.
+    pub fn network(&self) -> Option<BorrowedFd<'_>> {
+        self.network.as_ref().map(AsFd::as_fd)
     }
 
     /// What holds for those under it, in words.
     pub fn held(&self) -> String {
         self.held.clone()
     }
-
-    /// The same domain once more, for another thread.
-    pub fn try_clone(&self) -> std::io::Result<Self> {
-        let rules = self.rules.as_ref().map(RulesetCreated::try_clone).transpose()?;
-        Ok(Self { rules, own_network: self.own_network, held: self.held.clone() })
-    }
-
-    fn restrict(&self) -> Result<(), String> {
-        let Some(rules) = &self.rules else { return Ok(()) };
-        let status = rules.try_clone().map_err(|e| e.to_string())?.restrict_self().map_err(|e| e.to_string())?;
-        let is_whole = status.ruleset == RulesetStatus::FullyEnforced;
-        if is_whole { Ok(()) } else { Err("the kernel enforces only a part of it".to_owned()) }
-    }
 }
 
-/// Gives the calling thread a network namespace without a way out; it takes a right that not everybody has.
-fn own_network() -> bool {
-    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).is_ok()
+/// A network namespace without a way out, if it can be made: it takes a right that not everybody has. A thread makes it for itself, and it stays as
+/// long as the file does.
+fn own_network() -> Option<OwnedFd> {
+    let make = || {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).ok()?;
+        rustix::fs::open(c"/proc/thread-self/ns/net", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()
+    };
+    // Not the calling thread: it would keep no network.
+    std::thread::Builder::new().spawn(make).ok()?.join().ok()?
 }
 
 fn rules(asked: Sandbox, closed: &[PathBuf], open: &Path, forbid_tcp: bool) -> Result<RulesetCreated, Box<dyn std::error::Error>> {

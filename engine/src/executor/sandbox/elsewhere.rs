@@ -10,22 +10,12 @@ pub enum Domain {}
 
 impl Domain {
     /// Says that there is none.
-    pub fn enter_new(_: Sandbox, _: &[PathBuf], _: &Path, _: bool) -> Result<Self, String> {
+    pub fn make(_: Sandbox, _: &[PathBuf], _: &Path, _: bool) -> Result<Self, String> {
         Err("only Linux has Landlock".to_owned())
     }
 
     /// Cannot be called.
-    pub fn enter(&self) -> Result<(), String> {
-        match *self {}
-    }
-
-    /// Cannot be called.
     pub fn held(&self) -> String {
-        match *self {}
-    }
-
-    /// Cannot be called.
-    pub fn try_clone(&self) -> std::io::Result<Self> {
         match *self {}
     }
 }
