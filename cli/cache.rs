@@ -9,6 +9,7 @@ use serde_json::json;
 use trestle_cache::{ActionKey, Bounds, Cache, Collected, Verified};
 use trestle_engine::executor::end_below;
 use trestle_engine::memo::Memo;
+use trestle_engine::run::clear_shelf;
 use trestle_engine::units;
 
 use crate::args::{CacheCommand, Format, Gc, Verify};
@@ -34,8 +35,11 @@ fn gc(args: &Gc) -> Result<ExitCode, Fail> {
     };
     let cache = Cache::open(&folder)?;
     let alone = alone(&cache)?;
+    if !args.dry_run {
+        clear_shelf(&cache);
+    }
     let swept = if args.dry_run { 0 } else { cache.sweep_tmp(&mut |folder| end_below(folder))? };
-    let mut live = live(&folder);
+    let mut live = live(&folder)?;
     for path in &args.keep {
         live.extend(lock::read(path)?.stages.values().map(|locked| locked.key));
     }
@@ -46,11 +50,20 @@ fn gc(args: &Gc) -> Result<ExitCode, Fail> {
     })
 }
 
-/// Keys that some pipeline of this cache had in its last run.
-fn live(folder: &Path) -> BTreeSet<ActionKey> {
+/// Keys that some pipeline of this cache had in its last run. What is kept of a run may have been lost with the power: then nobody knows them.
+fn live(folder: &Path) -> Result<BTreeSet<ActionKey>, Fail> {
     let entries = std::fs::read_dir(folder.join("plans")).into_iter().flatten().flatten();
-    let memos = entries.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|extension| extension == "memo"));
-    memos.filter_map(|path| Memo::load(&path)).flat_map(|memo| memo.keys.into_iter().flatten()).collect()
+    let mut keys = BTreeSet::new();
+    for path in entries.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|extension| extension == "memo")) {
+        let Some(memo) = Memo::load(&path) else {
+            return Err(Fail::with_help(
+                format!("it cannot be told what the last run of a pipeline used: {} is damaged, or of another version", path.display()),
+                "run that pipeline once, which makes it anew; or remove the file if the pipeline is no more",
+            ));
+        };
+        keys.extend(memo.keys.into_iter().flatten());
+    }
+    Ok(keys)
 }
 
 fn describe(collected: &Collected, dry_run: bool, swept: usize) -> String {

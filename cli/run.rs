@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
+use signal_hook::consts::{SIGINT, SIGTERM};
 use trestle_engine::event::Event;
 use trestle_engine::executor::{Cancel, Executor, Local, Sandbox, end_below};
 use trestle_engine::run::{Ending, Options, Summary, run as run_pipeline};
@@ -262,13 +264,17 @@ pub fn local(sandbox: Sandbox, options: &Options, cache: &Path) -> Result<Local,
     Ok(Local::new(vec![program.into_os_string()], env, GRACE, sandbox, closed, rooms))
 }
 
-/// The first Ctrl-C (or SIGTERM) asks for the end; the second ends everything now.
+/// The first Ctrl-C (or SIGTERM) asks for the end; the second ends everything now. Where nobody would hear it, as before the first stage, it ends
+/// this process as it ends any other.
 pub fn interruptible() -> Result<Cancel, Fail> {
     let make = || {
         let (read, write) = std::io::pipe()?;
-        signal_hook::low_level::pipe::register(signal_hook::consts::SIGINT, write.try_clone()?)?;
-        signal_hook::low_level::pipe::register(signal_hook::consts::SIGTERM, write)?;
-        Cancel::by_calls(read.into(), || drop(std::thread::spawn(end_soon)))
+        let unheard = Arc::new(AtomicBool::new(true));
+        for signal in [SIGINT, SIGTERM] {
+            signal_hook::flag::register_conditional_default(signal, Arc::clone(&unheard))?;
+            signal_hook::low_level::pipe::register(signal, write.try_clone()?)?;
+        }
+        Cancel::by_calls(read.into(), unheard, || drop(std::thread::spawn(end_soon)))
     };
     make().map_err(|e: std::io::Error| Fail::message(format!("cannot listen for Ctrl-C: {e}")))
 }

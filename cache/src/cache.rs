@@ -6,7 +6,9 @@
 //! blobs/ records tmp/        see LocalStore
 //! index                      files known by their stat alone
 //! checkpoints/               what killed stages go on from, by key
-//! lock                       held by the one run
+//! claims                     locks on what is being made, a byte a key
+//! unsynced                   what was stored lately may not be on disk
+//! lock                       shared by runs, alone for who changes the cache as a whole
 //! ```
 //!
 //! # What is promised

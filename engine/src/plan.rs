@@ -4,6 +4,7 @@
 //! where the [`Memo`] of the last run shows that none of them changed, the key is the one it had, and only the outputs are looked at.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use rayon::prelude::*;
 use serde::Serialize;
@@ -194,7 +195,8 @@ impl Planner {
                 Some(record) => {
                     let damage = self.damage(&stage, &record)?;
                     if damage.is_empty() {
-                        self.settle(id, &record);
+                        let took = Duration::from_millis(record.provenance.duration_ms);
+                        self.settle(id, &record, took);
                         return Ok(Decision::Hit(key));
                     }
                     damage
@@ -207,14 +209,14 @@ impl Planner {
         Ok(Decision::Run(Box::new(Work { stage, key, manifest, contents, reasons, expected_ms: self.expected_ms(id) })))
     }
 
-    /// Notes what a stage gave.
-    pub fn settle(&mut self, id: StageId, record: &ActionRecord) {
+    /// Notes what a stage gave, and how long it took until that was stored.
+    pub fn settle(&mut self, id: StageId, record: &ActionRecord, took: Duration) {
         for (slot, content) in self.compiled.outputs_of(id).zip(record.outputs.values()) {
             self.outputs[slot] = Some(*content);
         }
         self.keys[id] = Some(record.key);
         self.current[id] = true;
-        self.durations[id] = u32::try_from(record.provenance.duration_ms).unwrap_or(u32::MAX).max(1);
+        self.durations[id] = u32::try_from(took.as_millis()).unwrap_or(u32::MAX).max(1);
         self.learned = true;
     }
 
@@ -435,7 +437,7 @@ fn fates(
             },
             Decision::Run(work) => match stands(&planner, &work)? {
                 Some(record) => {
-                    planner.settle(id, &record);
+                    planner.settle(id, &record, Duration::ZERO);
                     Fate::Hit(Box::new(record))
                 }
                 None => Fate::Run(work),

@@ -120,6 +120,23 @@ fn what_was_short_the_last_time_can_be_interrupted_when_it_is_long() {
     project.run().did(&[]);
 }
 
+/// Before the first stage there is nothing to be ended, and nobody who would hear it.
+#[test]
+fn a_run_that_has_begun_nothing_ends_at_the_first_interruption() {
+    use std::os::unix::process::ExitStatusExt;
+    let project = Project::new("stages:\n  a: { run: 'echo > {out.o}', out: { o: o } }\n");
+    project.run().did(&["a"]);
+    // As if a repair had the cache for itself.
+    let lock = std::fs::File::open(project.path().join(".trestle/lock")).unwrap();
+    lock.lock().unwrap();
+    let mut running = start(&project);
+    std::thread::sleep(Duration::from_millis(300));
+    signal("INT", &running.id().to_string());
+    let asked = Instant::now();
+    assert_eq!(running.wait().unwrap().signal(), Some(2));
+    assert!(asked.elapsed() < Duration::from_secs(2), "took {:?}", asked.elapsed());
+}
+
 /// SIGKILL leaves no time to end anything, but the system ends the command with the thread that waits for it.
 #[cfg(target_os = "linux")]
 #[test]

@@ -297,23 +297,36 @@ fn a_large_file_that_is_cut_off_while_it_is_hashed_ends_no_program() {
 fn what_a_loss_of_power_took_is_made_again() {
     let (project, mark) = chain_with_mark();
     store::overwrite(&store::blob(&project, b"1\n"), b"0\n");
-    // A machine that was started anew has another number.
-    std::fs::write(&mark, "another start").unwrap();
+    start_anew(&mark);
     let run = project.run();
     run.did(&["a"]);
     assert_eq!(run.count("cached"), 1);
     assert_eq!(project.output("b", "o"), "1\n2\n");
     // That run was short as well.
-    assert_ne!(std::fs::read_to_string(&mark).unwrap(), "another start");
+    assert!(!std::fs::read_to_string(&mark).unwrap().contains(ANOTHER));
 }
 
 #[test]
 fn after_a_start_of_the_machine_that_took_nothing_nothing_is_made_again() {
     let (project, mark) = chain_with_mark();
-    std::fs::write(&mark, "another start").unwrap();
+    start_anew(&mark);
     project.run().did(&[]);
     assert!(!mark.exists(), "it was not seen to");
     project.run().did(&[]);
+}
+
+#[test]
+fn a_cache_that_may_not_be_written_is_read_after_a_loss_of_power() {
+    let Some(disk) = Tmpfs::mount(8 << 20) else { return };
+    let (project, mark) = chain_with_mark();
+    let cache = disk.path().join("cache");
+    project.call(&["run", "--cache", cache.to_str().unwrap()]);
+    start_anew(&cache.join("unsynced"));
+    disk.read_only(true);
+    let done = call(project.path(), &cache, &["plan"]);
+    disk.read_only(false);
+    assert_eq!(done.code, Some(0), "{done:?}");
+    assert!(mark.exists() && cache.join("unsynced").exists());
 }
 
 #[test]
@@ -322,6 +335,16 @@ fn a_run_that_is_worth_a_sync_also_syncs_what_earlier_ones_left() {
     project.edit("trestle.yaml", "echo 1", "sleep 1.1; echo 1");
     project.run().did(&["a"]);
     assert!(!mark.exists());
+}
+
+/// Number of another start of the machine.
+const ANOTHER: &str = "b0070000";
+
+/// As if the machine had been started since the mark was left.
+fn start_anew(mark: &Path) {
+    use std::os::unix::fs::MetadataExt;
+    let number = std::fs::metadata(mark).unwrap().ino();
+    std::fs::write(mark, format!("{ANOTHER} {number}\n")).unwrap();
 }
 
 /// A pipeline of two stages that was run, and the mark that this left.

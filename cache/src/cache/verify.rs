@@ -43,7 +43,16 @@ impl Cache {
     /// [`Error::Io`] if the store cannot be read at all, or something wrong not be removed.
     pub fn verify(&self, repair: bool) -> Result<Verified> {
         let sizes = self.blob_sizes()?;
-        let bad_blobs = self.wrong(&sizes.keys().copied().collect::<Vec<_>>());
+        let right = |id: &BlobId| match hash_file(&self.blob_path(id)) {
+            Ok(hashed) => {
+                self.note(&hashed);
+                hashed.id == *id
+            }
+            // It cannot be read, or something writes to it.
+            Err(_) => false,
+        };
+        let ids: Vec<&BlobId> = sizes.keys().collect();
+        let bad_blobs: Vec<BlobId> = ids.par_iter().filter(|id| !right(id)).map(|id| **id).collect();
         let bad: BTreeSet<&BlobId> = bad_blobs.iter().collect();
         let mut verified = Verified { blobs: sizes.len() - bad_blobs.len(), bytes: sizes.values().sum(), ..Verified::default() };
         for key in self.store.records().keys()? {
@@ -68,20 +77,8 @@ impl Cache {
         Ok(verified)
     }
 
-    /// Those whose bytes are not what their name promises.
-    fn wrong(&self, ids: &[BlobId]) -> Vec<BlobId> {
-        let right = |id: &BlobId| match hash_file(&self.blob_path(id)) {
-            Ok(hashed) => {
-                self.note(&hashed);
-                hashed.id == *id
-            }
-            // It cannot be read, or something writes to it.
-            Err(_) => false,
-        };
-        ids.par_iter().filter(|id| !right(id)).copied().collect()
-    }
-
-    /// Reads again what a machine that lost power may have lost, though its name and its stat are there, and removes what is wrong.
+    /// Reads again what a machine that lost power may have lost, though its name and its stat are there, and removes what is wrong. In a cache that
+    /// may not be written it stays for whoever may.
     pub(super) fn recover(&self) -> Result<()> {
         let Some(mark) = self.store.stale_mark()? else { return Ok(()) };
         let mut ids = Vec::new();
@@ -92,8 +89,19 @@ impl Cache {
             }
         })?;
         ids.sort_unstable();
-        self.wrong(&ids).iter().try_for_each(|id| self.forget(ObjectId::Blob(*id)))?;
-        mark.lift()
+        // What cannot be read now is not known to be wrong.
+        let is_wrong = |id: &&BlobId| hash_file(&self.blob_path(id)).is_ok_and(|hashed| hashed.id != **id);
+        let wrong: Vec<&BlobId> = ids.par_iter().filter(is_wrong).collect();
+        let mend = || {
+            wrong.iter().try_for_each(|id| self.forget(ObjectId::Blob(**id)))?;
+            // What was read may have come from memory: who left the mark may have been on a machine that goes on.
+            self.store.sync_all()?;
+            mark.lift()
+        };
+        match mend() {
+            Err(e) if e.is_read_only() => Ok(()),
+            other => other,
+        }
     }
 
     fn first_broken(&self, content: &crate::content::Content, bad: &BTreeSet<&BlobId>) -> Result<Option<ObjectId>> {

@@ -140,13 +140,21 @@ impl LocalStore {
     /// mark can be left.
     ///
     /// # Errors
-    /// Names what cannot be written or synced.
+    /// Names what cannot be synced.
     pub fn leave(&self) -> Result<()> {
-        if self.mark.leave()? {
+        if self.unsynced().is_empty() {
+            return Ok(());
+        }
+        if matches!(self.mark.leave(), Ok(true)) {
             self.unsynced().clear();
             return Ok(());
         }
         self.sync()
+    }
+
+    /// Brings all of the file system to disk.
+    pub(crate) fn sync_all(&self) -> Result<()> {
+        sync_all(&self.root)
     }
 
     /// The mark of an earlier start of the machine, if what was stored then may not have reached the disk.
@@ -191,8 +199,18 @@ impl LocalStore {
 
 /// Syncs the whole file system of a folder.
 fn sync_all(root: &Path) -> Result<()> {
-    let folder = File::open(root).map_err(Error::io("open", root))?;
-    rustix::fs::syncfs(&folder).map_err(|e| Error::io("sync", root)(e.into()))
+    #[cfg(target_os = "linux")]
+    {
+        let folder = File::open(root).map_err(Error::io("open", root))?;
+        rustix::fs::syncfs(&folder).map_err(|e| Error::io("sync", root)(e.into()))
+    }
+    // It begins to write what all file systems have to.
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = root;
+        rustix::fs::sync();
+        Ok(())
+    }
 }
 
 fn sync(path: &Path) -> Result<()> {

@@ -10,12 +10,15 @@ use std::fs::{self, File, TryLockError};
 use std::io::{self, Read};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use super::session::is_at;
 use crate::error::{Error, Result};
 
-/// Seconds before a mark was left from which on blobs may be what it is about: far more than a run waits before it syncs or leaves one.
-const BEFORE: i64 = 3600;
+/// Before a mark was left, blobs may be what it is about from so long on: a run syncs every five seconds.
+const BEFORE: Duration = Duration::from_secs(60);
+/// What is older is on disk: systems write within half a minute what they have to.
+const WRITTEN: Duration = Duration::from_secs(300);
 
 /// See the module.
 #[derive(Debug)]
@@ -55,12 +58,31 @@ impl Mark {
             if !is_at(&file, &self.path) {
                 continue;
             }
+            let text = text(&boot, &file).map_err(Error::io("examine", &self.path))?;
             let written = read(&file).map_err(Error::io("read", &self.path))?;
             if written.is_empty() {
-                file.write_all_at(boot.as_bytes(), 0).map_err(Error::io("write", &self.path))?;
+                if let Err(e) = file.write_all_at(&text, 0) {
+                    // An empty one would be taken for one of another start.
+                    let _ = fs::remove_file(&self.path);
+                    return Err(Error::io("write", &self.path)(e));
+                }
                 return Ok(true);
             }
-            return Ok(written == boot.as_bytes());
+            if written != text {
+                return Ok(false);
+            }
+            self.move_on(&file).map_err(Error::io("change the time of", &self.path))?;
+            return Ok(true);
+        }
+    }
+
+    /// The mark is about what was stored lately. Where the clock was set back, it is about what comes now.
+    fn move_on(&self, file: &File) -> io::Result<()> {
+        let (left, now) = (file.metadata()?.modified()?, SystemTime::now());
+        match now.duration_since(left) {
+            Ok(age) if age > 2 * WRITTEN => file.set_modified(now - WRITTEN),
+            Err(_) => file.set_modified(now),
+            Ok(_) => Ok(()),
         }
     }
 
@@ -79,7 +101,8 @@ impl Mark {
     /// The mark, if it is of another start of the machine.
     pub fn stale(&self) -> Result<Option<Stale>> {
         let Some(file) = self.open()? else { return Ok(None) };
-        let is_ours = || (self.boot)().is_some_and(|boot| boot.as_bytes() == read(&file).unwrap_or_default());
+        let written = || read(&file).unwrap_or_default();
+        let is_ours = || (self.boot)().is_some_and(|boot| text(&boot, &file).is_ok_and(|text| text == written()));
         if is_ours() {
             return Ok(None);
         }
@@ -88,8 +111,12 @@ impl Mark {
         if !is_at(&file, &self.path) || is_ours() {
             return Ok(None);
         }
-        let since = file.metadata().map_err(Error::io("examine", &self.path))?.mtime() - BEFORE;
-        Ok(Some(Stale { path: self.path.clone(), since, _lock: file }))
+        let meta = file.metadata().map_err(Error::io("examine", &self.path))?;
+        let since = meta.mtime().saturating_sub(BEFORE.as_secs().cast_signed());
+        // Whoever copied it read the blobs that it copied.
+        let is_copy = number_in(&written()).is_some_and(|number| number != meta.ino());
+        let stale = Stale { path: self.path.clone(), since: if is_copy { i64::MAX } else { since }, _lock: file };
+        Ok(Some(stale))
     }
 
     fn open(&self) -> Result<Option<File>> {
@@ -103,12 +130,22 @@ impl Mark {
 impl Stale {
     /// Says that all it was about was seen to.
     pub fn lift(self) -> Result<()> {
-        match fs::remove_file(&self.path) {
-            // In a cache that cannot be written it stays for whoever can.
-            Err(e) if e.kind() != io::ErrorKind::ReadOnlyFilesystem => Err(Error::io("remove", &self.path)(e)),
-            _ => Ok(()),
-        }
+        fs::remove_file(&self.path).map_err(Error::io("remove", &self.path))
     }
+}
+
+/// What a mark of this start of the machine says: a copy of it lies in another place.
+fn text(boot: &str, file: &File) -> io::Result<Vec<u8>> {
+    Ok(format!("{}{}", boot, place(&file.metadata()?)).into_bytes())
+}
+
+fn place(meta: &fs::Metadata) -> String {
+    format!(" {}\n", meta.ino())
+}
+
+/// The number of the file for which this was written; none if it is not whole.
+fn number_in(written: &[u8]) -> Option<u64> {
+    std::str::from_utf8(written).ok()?.strip_suffix('\n')?.rsplit_once(' ')?.1.parse().ok()
 }
 
 fn read(mut file: &File) -> io::Result<Vec<u8>> {
@@ -120,7 +157,7 @@ fn read(mut file: &File) -> io::Result<Vec<u8>> {
 
 /// A number that the system draws when it starts.
 fn boot() -> Option<String> {
-    fs::read_to_string("/proc/sys/kernel/random/boot_id").ok().filter(|id| !id.is_empty())
+    fs::read_to_string("/proc/sys/kernel/random/boot_id").ok().map(|id| id.trim().to_owned()).filter(|id| !id.is_empty())
 }
 
 #[cfg(test)]
@@ -152,8 +189,38 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mark = mark(dir.path(), || Some("a".into()));
         mark.leave().unwrap();
-        fs::write(&mark.path, "").unwrap();
-        assert!(mark.stale().unwrap().is_some());
+        for lost in ["", "\0\0\0\0", "a 1"] {
+            fs::write(&mark.path, lost).unwrap();
+            assert!(mark.stale().unwrap().is_some_and(|stale| stale.since < i64::MAX), "{lost:?}");
+        }
+    }
+
+    #[test]
+    fn a_mark_that_was_copied_is_about_nothing() {
+        let (dir, copy) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (now, later) = (mark(dir.path(), || Some("a".into())), mark(copy.path(), || Some("b".into())));
+        now.leave().unwrap();
+        fs::copy(&now.path, &later.path).unwrap();
+        assert_eq!(later.stale().unwrap().unwrap().since, i64::MAX);
+        // In the same start of the machine too.
+        assert_eq!(mark(copy.path(), || Some("a".into())).stale().unwrap().unwrap().since, i64::MAX);
+    }
+
+    #[test]
+    fn a_mark_goes_with_the_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let mark = mark(dir.path(), || Some("a".into()));
+        mark.leave().unwrap();
+        let now = SystemTime::now();
+        let left_at = |time: SystemTime| {
+            File::options().write(true).open(&mark.path).unwrap().set_modified(time).unwrap();
+            mark.leave().unwrap();
+            fs::metadata(&mark.path).unwrap().modified().unwrap()
+        };
+        let near = |a: SystemTime, b: SystemTime| a.max(b).duration_since(a.min(b)).unwrap() < Duration::from_secs(60);
+        assert!(near(left_at(now - 100 * WRITTEN), now - WRITTEN), "what was stored long ago is on disk");
+        assert!(near(left_at(now - WRITTEN), now - WRITTEN));
+        assert!(near(left_at(now + 100 * WRITTEN), now), "the clock was set back");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 
 /// A request to end, shared by all that run. Each step can be asked for once and is never taken back.
 #[derive(Debug, Clone)]
@@ -23,7 +23,21 @@ struct Calls {
     /// Has a byte for each.
     pipe: OwnedFd,
     heard: AtomicUsize,
+    /// Set while nobody hears them.
+    unheard: Arc<AtomicBool>,
     at_kill: fn(),
+}
+
+/// As long as it lives, somebody hears calls to end.
+#[derive(Debug)]
+pub struct Hearing(Option<Arc<AtomicBool>>);
+
+impl Drop for Hearing {
+    fn drop(&mut self) {
+        if let Some(unheard) = &self.0 {
+            unheard.store(true, Ordering::SeqCst);
+        }
+    }
 }
 
 /// A pipe that becomes readable and stays so.
@@ -35,8 +49,8 @@ struct Signal {
 
 impl Signal {
     fn new() -> io::Result<Self> {
-        let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
-        Ok(Self { read, write })
+        let (read, write) = io::pipe()?;
+        Ok(Self { read: read.into(), write: write.into() })
     }
 
     fn raise(&self) {
@@ -55,14 +69,25 @@ impl Cancel {
     }
 
     /// Each byte of `calls` is a call to end: the first asks for the end, the second ends everything now and does `at_kill`. They are heard by whoever
-    /// waits for a process, and by whoever asks whether the end was asked for, so that no thread is needed that only listens.
+    /// waits for a process, and by whoever asks whether the end was asked for, so that no thread is needed that only listens. `unheard` is set whenever
+    /// nobody does: then whoever makes the calls is to end the process.
     ///
     /// # Errors
     /// As [`Cancel::new`].
-    pub fn by_calls(calls: OwnedFd, at_kill: fn()) -> io::Result<Self> {
+    pub fn by_calls(calls: OwnedFd, unheard: Arc<AtomicBool>, at_kill: fn()) -> io::Result<Self> {
         rustix::fs::fcntl_setfl(&calls, rustix::fs::OFlags::NONBLOCK)?;
-        let calls = Some(Calls { pipe: calls, heard: AtomicUsize::new(0), at_kill });
+        unheard.store(true, Ordering::SeqCst);
+        let calls = Some(Calls { pipe: calls, heard: AtomicUsize::new(0), unheard, at_kill });
         Ok(Self(Arc::new(Inner { level: AtomicU8::new(0), asked: [Signal::new()?, Signal::new()?], calls })))
+    }
+
+    /// Says that calls are heard from now on.
+    pub fn hearing(&self) -> Hearing {
+        let unheard = self.0.calls.as_ref().map(|calls| Arc::clone(&calls.unheard));
+        if let Some(unheard) = &unheard {
+            unheard.store(false, Ordering::SeqCst);
+        }
+        Hearing(unheard)
     }
 
     /// Hears the calls that there are.

@@ -58,7 +58,13 @@ pub fn find(program: &str, env: &BTreeMap<String, String>) -> Option<PathBuf> {
         return None;
     }
     let is_program = |path: &PathBuf| std::fs::metadata(path).is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0);
-    env.get("PATH")?.split(':').filter(|folder| folder.starts_with('/')).map(|folder| PathBuf::from(folder).join(program)).find(is_program)
+    // Where a system looks that is not told where.
+    env.get("PATH")
+        .map_or("/bin:/usr/bin", String::as_str)
+        .split(':')
+        .filter(|folder| folder.starts_with('/'))
+        .map(|folder| PathBuf::from(folder).join(program))
+        .find(is_program)
 }
 
 #[cfg(test)]

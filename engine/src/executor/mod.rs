@@ -235,7 +235,8 @@ impl Local {
                 let name = shell.first().ok_or_else(|| failed("`shell` is empty"))?;
                 let path = if name.contains('/') { Some(PathBuf::from(name)) } else { self.find(name, env) };
                 let path = path.ok_or_else(|| not_started(&format!("`{name}`"), &std::io::Error::from_raw_os_error(nix::libc::ENOENT)))?;
-                (path, shell.iter().chain([script]).map(OsString::from).collect())
+                let words = shell[1..].iter().chain([script]).map(OsString::from);
+                (path.clone(), std::iter::once(path.into()).chain(words).collect())
             }
         };
         let stdout = match target {
@@ -316,7 +317,8 @@ impl Output {
 
 /// The reading and the writing end of a pipe.
 fn pipe() -> Result<(OwnedFd, OwnedFd), Ended> {
-    rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|e| failed(format!("cannot make a pipe: {e}")))
+    let (read, write) = std::io::pipe().map_err(|e| failed(format!("cannot make a pipe: {e}")))?;
+    Ok((read.into(), write.into()))
 }
 
 fn describe(status: std::process::ExitStatus) -> String {

@@ -104,16 +104,14 @@ fn watch(group: Pid, limits: &Limits<'_>, streams: &mut [Stream<'_>]) -> io::Res
             (_, at) => at.filter(|_| !killed),
         };
         let mut fds = Vec::with_capacity(5);
-        // Once the end was asked for, only the call to end now is of interest.
-        fds.push(PollFd::from_borrowed_fd(
-            if how == End::Itself { limits.cancel.end_fd() } else { limits.cancel.kill_fd() },
-            PollFlags::IN,
-        ));
-        fds.extend(limits.cancel.calls_fd().map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
-        if killed {
-            fds.clear();
+        // Once the end was asked for, only the call to end now is of interest; calls from outside are heard to the last.
+        if !killed {
+            let asked = if how == End::Itself { limits.cancel.end_fd() } else { limits.cancel.kill_fd() };
+            fds.push(PollFd::from_borrowed_fd(asked, PollFlags::IN));
         }
-        let cancel = fds.len();
+        let calls = fds.len();
+        fds.extend(limits.cancel.calls_fd().map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
+        let outside = fds.len();
         fds.extend(exit.as_ref().map(|fd| PollFd::new(fd, PollFlags::IN)));
         let pipe = fds.len();
         fds.extend(streams.iter().filter(|stream| !stream.lines.closed).map(|stream| PollFd::new(&stream.lines.pipe, PollFlags::IN)));
@@ -125,10 +123,10 @@ fn watch(group: Pid, limits: &Limits<'_>, streams: &mut [Stream<'_>]) -> io::Res
             other => other?,
         };
         let ready = |at: usize| fds.get(at).is_some_and(|fd| !fd.revents().is_empty());
-        let (told, has_lines) = (cancel > 0 && ready(0), (pipe..fds.len()).any(ready));
+        let (told, has_lines) = (!killed && ready(0), (pipe..fds.len()).any(ready));
         // What a call asks for is readable at the next turn.
-        let is_called = cancel > 1 && ready(1);
-        let may_have_ended = exit.is_none() || ready(cancel);
+        let is_called = outside > calls && ready(calls);
+        let may_have_ended = exit.is_none() || ready(outside);
         drop(fds);
         if is_called {
             limits.cancel.hear();

@@ -11,6 +11,7 @@ mod room;
 mod undeclared;
 mod work;
 
+pub use room::clear_shelf;
 pub use work::file_name;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -21,7 +22,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
-use trestle_cache::{ActionKey, ActionRecord, Cache, Claim};
+use trestle_cache::{ActionKey, ActionRecord, Cache, Claim, Content};
 
 use crate::compiled::{Compiled, Names};
 use crate::error::Error;
@@ -75,6 +76,8 @@ const SYNC: Duration = Duration::from_secs(5);
 /// What took at most so many milliseconds the last time, and is all there is to do, is done by the loop itself: a thread takes longer to start and to be
 /// woken than some stages take.
 const SHORT_MS: u32 = 200;
+/// Such a stage reads no more bytes than this: while they are laid out nobody hears a call to end.
+const SMALL_INPUTS: u64 = 1 << 20;
 
 /// Runs the wanted stages. What they gave is in the cache when this returns, and on disk when the ending is over, unless all of it took less than a second
 /// to make: then it is left to the system ([`Cache::leave`]).
@@ -151,15 +154,17 @@ pub async fn run(
             first_failed: None,
             cancel,
         };
+        let hearing = cancel.hearing();
         dispatcher.begin()?;
         dispatcher.settle_all(&mut inbox).await?;
+        drop(hearing);
         let is_worth_a_sync = dispatcher.took >= work::WORTH_A_SYNC;
         let Summary { executed, cached, failed, skipped, cancelled, .. } = dispatcher.board.summary();
         summary = Summary { executed, cached: cached + hits, failed, skipped, cancelled, seconds: 0.0 };
         if is_worth_a_sync {
             ending = Ending::begin(Arc::clone(cache), rooms);
         } else {
-            rooms.close();
+            rooms.close(cache);
             cache.leave()?;
         }
     }
@@ -177,7 +182,7 @@ impl Ending {
     fn begin(cache: Arc<Cache>, rooms: Arc<Rooms>) -> Self {
         Self(Some(tokio::task::spawn_blocking(move || {
             // First: what changes folders while the disk is written to has to wait for it.
-            rooms.close();
+            rooms.close(&cache);
             cache.sync()
         })))
     }
@@ -297,6 +302,28 @@ impl Dispatcher<'_> {
 
     /// The loop: start what fits, wait for the next event, until every stage has its final state.
     async fn settle_all(&mut self, inbox: &mut mpsc::UnboundedReceiver<Note>) -> Result<(), Error> {
+        let settled = self.go_on(inbox).await;
+        if settled.is_err() {
+            self.hear_the_rest(inbox).await;
+        }
+        settled
+    }
+
+    /// Waits for what is under way when the run cannot go on, and tells of what is done by then: it is in the cache for good.
+    async fn hear_the_rest(&mut self, inbox: &mut mpsc::UnboundedReceiver<Note>) {
+        while self.running > 0
+            && let Some(note) = inbox.recv().await
+        {
+            if let Note::Finished(Finished { open, result, took, .. }) = note {
+                self.running -= 1;
+                if let Ok(record) = result {
+                    self.tell_done(open, &record, took);
+                }
+            }
+        }
+    }
+
+    async fn go_on(&mut self, inbox: &mut mpsc::UnboundedReceiver<Note>) -> Result<(), Error> {
         loop {
             self.start_what_fits()?;
             let has_timers = !self.elsewhere.is_empty() || !self.pauses.is_empty();
@@ -489,7 +516,7 @@ impl Dispatcher<'_> {
         (self.events)(Event::Running { stage, key: work.key.to_string(), reasons: work.reasons.clone(), threads: grant.threads });
         let begun = Begun { open, work, grant, tries: self.tries.get(&open).copied().unwrap_or(0) + 1, claim };
         let around = Arc::clone(&self.surroundings);
-        if self.is_short_and_all(open) {
+        if self.is_short_and_all(open, &begun.work) {
             let name = self.name(open);
             let mut say = |said| (self.events)(told(name.clone(), said));
             let finished = begun.carry_out(&around, &mut say, &mut || {});
@@ -509,10 +536,16 @@ impl Dispatcher<'_> {
     }
 
     /// Whether a stage that was just begun is all that can be done now, and does not take long.
-    fn is_short_and_all(&self, open: usize) -> bool {
+    fn is_short_and_all(&self, open: usize, work: &Work) -> bool {
         let others =
             self.running > 1 || self.queue.len() > 0 || !(self.blocked.is_empty() && self.elsewhere.is_empty() && self.pauses.is_empty());
-        !others && (1..=SHORT_MS).contains(&self.planner.expected_ms(self.graph.id(open)))
+        let size = |content: &Content| match content {
+            Content::Blob { size, .. } => Some(*size),
+            // Nobody knows yet.
+            Content::Tree { .. } => None,
+        };
+        let size: Option<u64> = work.contents.iter().flatten().map(size).sum();
+        !others && (1..=SHORT_MS).contains(&self.planner.expected_ms(self.graph.id(open))) && size.is_some_and(|size| size <= SMALL_INPUTS)
     }
 
     /// The process of a stage has ended.
@@ -544,9 +577,14 @@ impl Dispatcher<'_> {
     }
 
     fn done(&mut self, open: usize, record: &ActionRecord, took: Duration) -> Result<(), Error> {
-        self.planner.settle(self.graph.id(open), record);
+        self.planner.settle(self.graph.id(open), record, took);
         self.took += took;
         self.board.transition(open, Status::Done { cached: false });
+        self.tell_done(open, record, took);
+        self.release(open).into_iter().try_for_each(|reader| self.decide(reader))
+    }
+
+    fn tell_done(&mut self, open: usize, record: &ActionRecord, took: Duration) {
         let metrics: Value = record.metrics.iter().map(|(name, value)| (name.clone(), Value::from(*value))).collect();
         let stage = self.name(open);
         (self.events)(Event::Done {
@@ -556,7 +594,6 @@ impl Dispatcher<'_> {
             metrics,
             peak_rss_kib: record.provenance.peak_rss_kib,
         });
-        self.release(open).into_iter().try_for_each(|reader| self.decide(reader))
     }
 
     fn try_again_or_fail(&mut self, open: usize, work: &Work, failure: Failure) {

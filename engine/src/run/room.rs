@@ -22,6 +22,8 @@ const MOST_KEPT: usize = 32;
 const MOST_SHELVED: usize = 4;
 /// When so many folders are on the shelf, it is cleared.
 const SHELF: usize = 64;
+/// Most folders in one on the shelf.
+const MOST_DIRS: usize = 64;
 /// The folder in a room where the stage runs.
 const WORK: &str = "work";
 /// The file in a room that takes what the stage prints.
@@ -68,7 +70,7 @@ pub struct Room {
 impl Rooms {
     /// None but those on the shelf of a cache.
     pub fn new(cache: &Cache) -> Self {
-        Self { kept: Mutex::default(), shelf: cache.root().join("rooms") }
+        Self { kept: Mutex::default(), shelf: shelf(cache) }
     }
 
     /// A room with this layout.
@@ -111,15 +113,19 @@ impl Rooms {
     }
 
     /// Puts some of the folders that wait for a stage on the shelf, and removes the others. What cannot be removed now is swept by a later run.
-    pub fn close(&self) {
+    pub fn close(&self, cache: &Cache) {
         let kept = std::mem::take(&mut *self.kept());
         if std::fs::read_dir(&self.shelf).map_or(0, Iterator::count) >= SHELF {
             // Most of them are of stages that are no more.
-            let _ = std::fs::remove_dir_all(&self.shelf);
+            clear_shelf(cache);
         }
+        let mut places = MOST_SHELVED;
         // The last ones are of the stages that ran last, as those will that come after what is changed next.
-        for (count, (layout, base)) in kept.into_iter().rev().enumerate() {
-            if count >= MOST_SHELVED || self.put_on_shelf(&layout, &base).is_err() {
+        for (layout, base) in kept.into_iter().rev() {
+            let is_worth = places > 0 && layout.dirs.len() <= MOST_DIRS;
+            if is_worth && self.put_on_shelf(&layout, &base).is_ok() {
+                places -= 1;
+            } else {
                 drop(std::fs::remove_dir_all(base));
             }
         }
@@ -145,6 +151,20 @@ impl Rooms {
 
     fn kept(&self) -> std::sync::MutexGuard<'_, VecDeque<(Layout, PathBuf)>> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn shelf(cache: &Cache) -> PathBuf {
+    cache.root().join("rooms")
+}
+
+/// Removes the folders that wait for the next run.
+pub fn clear_shelf(cache: &Cache) {
+    let Ok(gone) = cache.tmp_path("rooms") else { return };
+    // Away first: another run may be about to take one of them, and then it is that run's.
+    if std::fs::rename(shelf(cache), &gone).is_ok() {
+        // What cannot be removed now is swept by a later run.
+        let _ = std::fs::remove_dir_all(gone);
     }
 }
 
@@ -180,11 +200,12 @@ impl Room {
             return false;
         }
         let files = std::mem::take(&mut self.layout.files);
-        let is_good = self.empty(&self.base).unwrap_or(false);
+        let is_dir = std::fs::symlink_metadata(&self.base).is_ok_and(|meta| meta.is_dir());
+        let is_good = is_dir && self.empty(&self.base).unwrap_or(false);
         self.layout.files = files;
         if !is_good {
             // If even that fails, the new one cannot be made and the stage fails.
-            let _ = std::fs::remove_dir_all(&self.base);
+            let _ = if is_dir { std::fs::remove_dir_all(&self.base) } else { std::fs::remove_file(&self.base) };
         }
         is_good
     }
@@ -346,7 +367,7 @@ mod tests {
             assert_eq!(list(&room.base), ["work", "work/in", "work/in/a", "work/out"]);
             std::fs::write(room.work().join("in/a/x.txt"), "input").unwrap();
             drop(room);
-            rooms.close();
+            rooms.close(&cache);
             let [place] = &*std::fs::read_dir(&shelf).unwrap().map(|entry| entry.unwrap().path()).collect::<Vec<_>>() else { panic!() };
             assert_eq!(list(place), ["work", "work/in", "work/in/a", "work/out"]);
             let number = std::fs::metadata(place.join("work")).unwrap().ino();
@@ -361,6 +382,21 @@ mod tests {
             std::os::unix::fs::symlink("/tmp", place.join("work/out")).unwrap();
         });
         use_one(&|_| {});
+        // A link is not followed.
+        let place = std::fs::read_dir(&shelf).unwrap().next().unwrap().unwrap().path();
+        std::fs::rename(&place, folder.path().join("elsewhere")).unwrap();
+        std::fs::write(folder.path().join("elsewhere/work/x"), "mine").unwrap();
+        std::os::unix::fs::symlink(folder.path().join("elsewhere"), &place).unwrap();
+        use_one(&|_| {});
+        assert!(folder.path().join("elsewhere/work/x").exists());
+        // What has very many folders is not kept.
+        clear_shelf(&cache);
+        let mut many = Layout::default();
+        (0..100).for_each(|i| many.add(Path::new(&format!("in/{i}")), true));
+        let rooms = Arc::new(Rooms::new(&cache));
+        drop(rooms.open(&cache, "many", many).unwrap());
+        rooms.close(&cache);
+        assert!(!shelf.exists());
     }
 
     #[test]

@@ -27,6 +27,8 @@ struct Plan {
     env: *const *const c_char,
     folder: *const c_char,
     files: [RawFd; 3],
+    /// This process.
+    parent: c_int,
     /// A network namespace to enter.
     network: RawFd,
     /// Landlock's rules.
@@ -59,6 +61,7 @@ pub fn start(launch: &Launch, domain: Option<&Domain>) -> Result<Pid, NotStarted
         folder: folder.as_ptr(),
         // None of them is 0, 1 or 2: those are open since this program began.
         files: [input.as_raw_fd(), launch.stdout.as_raw_fd(), launch.stderr.as_raw_fd()],
+        parent: rustix::process::getpid().as_raw_nonzero().get(),
         network: domain.and_then(Domain::network).map_or(NONE, |file| file.as_raw_fd()),
         rules: domain.and_then(Domain::rules).map_or(NONE, |file| file.as_raw_fd()),
         failed: None,
@@ -122,12 +125,15 @@ extern "C" fn child(plan: *mut c_void) -> c_int {
 unsafe fn become_program(plan: &Plan) -> Step {
     // SAFETY: calls of the system with what the plan has; see above.
     unsafe {
+        // Whoever started it is the only one who waits for it: it ends with that thread, also when this program is killed.
+        libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+        if libc::getppid() != plan.parent {
+            libc::_exit(127);
+        }
         reset_signals();
         if libc::setpgid(0, 0) == -1 {
             return Step::Group;
         }
-        // Whoever started it is the only one who waits for it: it ends with that thread, also when this program is killed.
-        libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
         for (number, file) in (0..).zip(plan.files) {
             if libc::dup2(file, number) == -1 {
                 return Step::Files;
