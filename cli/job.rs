@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use trestle_engine::job::{Job, end_with_parent};
 use trestle_stages::hub_file::Settings;
+use trestle_stages::nn::parallel::form_team;
 
 use crate::fail::Fail;
 use crate::memory;
@@ -15,10 +16,9 @@ pub fn job(file: &Path) -> Result<ExitCode, Fail> {
     end_with_parent().map_err(|e| Fail::message(format!("cannot tie this process to its parent: {e}")))?;
     memory::keep();
     let job = Job::read(file)?;
-    rayon::ThreadPoolBuilder::new()
-        .num_threads(job.threads)
-        .build_global()
-        .map_err(|e| Fail::message(format!("cannot start {} threads: {e}", job.threads)))?;
+    let cannot = |error: &dyn std::fmt::Display| Fail::message(format!("cannot start {} threads: {error}", job.threads));
+    rayon::ThreadPoolBuilder::new().num_threads(job.threads).build_global().map_err(|e| cannot(&e))?;
+    form_team(job.threads).map_err(|e| cannot(&e))?;
     trestle_stages::hub_file::configure(hub());
     let done =
         job.run(&trestle_stages::registry(), &mut std::io::stdout()).map_err(|e| Fail::message(format!("the engine went away: {e}")))?;

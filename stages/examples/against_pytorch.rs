@@ -22,6 +22,7 @@ use trestle_stages::model::{Arch, Config, Model};
 use trestle_stages::nn::Params;
 use trestle_stages::nn::ops::{Window, conv, cross_entropy, linear, max_pool2, one_hot, relu};
 use trestle_stages::nn::optim::AdamW;
+use trestle_stages::nn::parallel::form_team;
 use trestle_stages::nn::params::Weights;
 use trestle_stages::nn::profile;
 use trestle_stages::nn::tape;
@@ -173,9 +174,11 @@ fn main() -> Result<()> {
     let usage = || Error::argument("against_pytorch MODEL THREADS STEPS [infer] [profile]");
     let number = |i: usize| arguments.get(i).and_then(|text| text.parse::<usize>().ok()).ok_or_else(usage);
     let (name, threads, steps) = (arguments.get(1).ok_or_else(usage)?, number(2)?, number(3)?);
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().map_err(|e| Error::argument(e.to_string()))?;
+    // As `trestle job` does.
+    rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().map_err(|e| Error::argument(e.to_string()))?;
+    form_team(threads).map_err(|e| Error::argument(e.to_string()))?;
     let way = if asked("infer") { Way::Infer } else { Way::Train };
-    let times = pool.install(|| run(name, way, steps))?;
+    let times = run(name, way, steps)?;
     let of = |pick: fn(&(f64, f64)) -> f64| {
         let mut list: Vec<f64> = times.iter().map(pick).collect();
         list.sort_by(f64::total_cmp);

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::nn::parallel::Parallel;
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
@@ -39,7 +40,7 @@ impl Ema {
         for (name, var) in params.iter() {
             let Some(average) = self.averages.get_mut(name) else { continue };
             with(var, |values| {
-                average.par_chunks_mut(CHUNK).zip(values.par_chunks(CHUNK)).for_each(|(a, w)| {
+                average.par_chunks_mut(CHUNK).zip(values.par_chunks(CHUNK)).run(|(a, w)| {
                     vectorised!(for (a, w) in a.iter_mut().zip(w) {
                         *a += (1.0 - decay) * (w - *a);
                     });

@@ -2,6 +2,7 @@
 
 #![allow(unsafe_code, reason = "results that are written whole need not be filled with zeros first")]
 
+use crate::nn::parallel::Parallel;
 use rayon::prelude::*;
 
 use super::simd::vectorised;
@@ -57,7 +58,7 @@ pub fn normal(x: f32) -> (f32, f32) {
 pub fn map(x: &[f32], f: impl Fn(f32) -> f32 + Sync) -> Vec<f32> {
     // SAFETY: the chunks below are all of y, and each is written whole.
     let mut y = unsafe { unwritten(x.len()) };
-    y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(y, x)| {
+    y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).run(|(y, x)| {
         vectorised!(for (y, x) in y.iter_mut().zip(x) {
             *y = f(*x);
         });
@@ -70,7 +71,7 @@ pub fn map2(a: &[f32], b: &[f32], f: impl Fn(f32, f32) -> f32 + Sync) -> Vec<f32
     assert_eq!(a.len(), b.len(), "a map over pairs takes as many of both");
     // SAFETY: the chunks below are all of y, and each is written whole.
     let mut y = unsafe { unwritten(a.len()) };
-    y.par_chunks_mut(CHUNK).zip(a.par_chunks(CHUNK)).zip(b.par_chunks(CHUNK)).for_each(|((y, a), b)| {
+    y.par_chunks_mut(CHUNK).zip(a.par_chunks(CHUNK)).zip(b.par_chunks(CHUNK)).run(|((y, a), b)| {
         vectorised!(for ((y, a), b) in y.iter_mut().zip(a).zip(b) {
             *y = f(*a, *b);
         });

@@ -21,6 +21,7 @@ mod kernel;
 mod math;
 pub mod ops;
 pub mod optim;
+pub mod parallel;
 pub mod params;
 pub mod profile;
 mod simd;

@@ -2,6 +2,7 @@
 
 #![allow(unsafe_code, reason = "results that are written whole need not be filled with zeros first")]
 
+use crate::nn::parallel::Parallel;
 use rayon::prelude::*;
 
 use super::{Matrix, add, add_up, gemm, matmul, transposed, vectorised, with_scratch};
@@ -179,7 +180,7 @@ impl Conv {
         if self.is_depthwise() {
             let mut y = self.depthwise(x, w, then.bias);
             if then.relu {
-                y.par_chunks_mut(256 * self.o).for_each(|y| vectorised!(floor(y)));
+                y.par_chunks_mut(256 * self.o).run(|y| vectorised!(floor(y)));
             }
             return y;
         }
@@ -190,7 +191,7 @@ impl Conv {
         let mut y = unsafe { unwritten(self.pixels() * self.o) };
         let (patch, chunk) = (self.patch(), self.chunk());
         let (c, o) = self.group();
-        y.par_chunks_mut(chunk * self.o).enumerate().for_each(|(i, y)| {
+        y.par_chunks_mut(chunk * self.o).enumerate().run(|(i, y)| {
             let pixels = y.len() / self.o;
             if let Some(bias) = then.bias {
                 for y in y.chunks_exact_mut(self.o) {
@@ -260,7 +261,7 @@ impl Conv {
         let wt: Vec<Vec<f32>> = (0..self.groups).map(|group| self.group_transposed(w, group)).collect();
         let (oh, ow) = (self.out_h(), self.out_w());
         let mut dx = vec![0.0; self.n * self.h * self.w * self.c];
-        dx.par_chunks_mut(self.h * self.w * self.c).enumerate().for_each(|(image, dx)| {
+        dx.par_chunks_mut(self.h * self.w * self.c).enumerate().run(|(image, dx)| {
             with_scratch(oh * ow * patch, |rows| {
                 for (group, wt) in wt.iter().enumerate() {
                     let dy = Matrix::new(&dy[image * oh * ow * self.o + group * o..], self.o);
@@ -298,7 +299,7 @@ impl Conv {
         let (patch, pixels, o) = (self.patch(), self.pixels(), self.o);
         let mut dw = vec![0.0; patch * o];
         let mut make = |rows: &[f32]| {
-            dw.par_chunks_mut(WEIGHT_ROWS * o).enumerate().for_each(|(i, dw)| {
+            dw.par_chunks_mut(WEIGHT_ROWS * o).enumerate().run(|(i, dw)| {
                 let rows = Matrix::new(&rows[i * WEIGHT_ROWS..], patch).t();
                 gemm(dw.len() / o, o, pixels, dw, o, false, rows, Matrix::new(dy, o));
             });
@@ -309,7 +310,7 @@ impl Conv {
         }
         with_scratch(pixels * patch, |rows| {
             let chunk = self.chunk();
-            rows.par_chunks_mut(chunk * patch).enumerate().for_each(|(i, rows)| self.patches(x, i * chunk, 0, rows));
+            rows.par_chunks_mut(chunk * patch).enumerate().run(|(i, rows)| self.patches(x, i * chunk, 0, rows));
             make(rows);
         });
         dw
@@ -330,28 +331,25 @@ impl Conv {
         if self.fast && self.groups == 1 && patch * self.o * parts > LARGE && self.pixels() * patch <= GATHERED {
             return self.weight_by_rows(x, dy);
         }
-        let sums: Vec<Vec<f32>> = (0..parts)
-            .into_par_iter()
-            .map(|part| {
-                let mut sum = vec![0.0; patch * self.o];
-                for i in chunks * part / parts..chunks * (part + 1) / parts {
-                    let pixels = chunk.min(self.pixels() - i * chunk);
-                    if self.is_product() {
-                        let (x, dy) = (Matrix::new(&x[i * chunk * self.c..], self.c), Matrix::new(&dy[i * chunk * self.o..], self.o));
-                        gemm(patch, self.o, pixels, &mut sum, self.o, true, x.t(), dy);
-                        continue;
-                    }
-                    with_scratch(pixels * patch, |rows| {
-                        for group in 0..self.groups {
-                            self.patches(x, i * chunk, group, rows);
-                            let dy = Matrix::new(&dy[i * chunk * self.o + group * o..], self.o);
-                            gemm(patch, o, pixels, &mut sum[group * o..], self.o, true, Matrix::new(rows, patch).t(), dy);
-                        }
-                    });
+        let sums: Vec<Vec<f32>> = (0..parts).into_par_iter().gather(|part| {
+            let mut sum = vec![0.0; patch * self.o];
+            for i in chunks * part / parts..chunks * (part + 1) / parts {
+                let pixels = chunk.min(self.pixels() - i * chunk);
+                if self.is_product() {
+                    let (x, dy) = (Matrix::new(&x[i * chunk * self.c..], self.c), Matrix::new(&dy[i * chunk * self.o..], self.o));
+                    gemm(patch, self.o, pixels, &mut sum, self.o, true, x.t(), dy);
+                    continue;
                 }
-                sum
-            })
-            .collect();
+                with_scratch(pixels * patch, |rows| {
+                    for group in 0..self.groups {
+                        self.patches(x, i * chunk, group, rows);
+                        let dy = Matrix::new(&dy[i * chunk * self.o + group * o..], self.o);
+                        gemm(patch, o, pixels, &mut sum[group * o..], self.o, true, Matrix::new(rows, patch).t(), dy);
+                    }
+                });
+            }
+            sum
+        });
         add_up(sums)
     }
 }

@@ -1,5 +1,6 @@
 //! Convolutions with one kernel a channel. They move more than they compute, so nothing is gathered: every tap is a pass over channels.
 
+use crate::nn::parallel::Parallel;
 use rayon::prelude::*;
 
 use super::conv::{Conv, PARTS};
@@ -20,7 +21,7 @@ impl Conv {
     fn rows(y: &mut [f32], width: usize, f: impl Fn(usize, &mut [f32]) + Sync) {
         // Short rows are taken several at a time; it changes no sum.
         let together = (8192 / width.max(1)).max(1);
-        y.par_chunks_mut(width).with_min_len(together).enumerate().for_each(|(row, y)| f(row, y));
+        y.par_chunks_mut(width).with_min_len(together).enumerate().run(|(row, y)| f(row, y));
     }
 
     /// `y = conv(x, w) + bias`.
@@ -44,7 +45,7 @@ impl Conv {
     pub(super) fn depthwise_input(&self, dy: &[f32], w: &[f32]) -> Vec<f32> {
         let (oh, ow, c) = (self.out_h(), self.out_w(), self.c);
         let mut dx = vec![0.0; self.n * self.h * self.w * c];
-        dx.par_chunks_mut(self.h * self.w * c).zip(dy.par_chunks(oh * ow * c)).for_each(|(dx, dy)| {
+        dx.par_chunks_mut(self.h * self.w * c).zip(dy.par_chunks(oh * ow * c)).run(|(dx, dy)| {
             for (cell, dy) in dy.chunks_exact(c).enumerate() {
                 for (place, pixel) in self.taps(cell / ow, cell % ow) {
                     let (dx, w) = (&mut dx[pixel * c..][..c], &w[place * c..][..c]);
@@ -59,22 +60,19 @@ impl Conv {
     pub(super) fn depthwise_weight(&self, x: &[f32], dy: &[f32]) -> Vec<f32> {
         let (oh, ow, c) = (self.out_h(), self.out_w(), self.c);
         let parts = PARTS.min(self.n).max(1);
-        let sums = (0..parts)
-            .into_par_iter()
-            .map(|part| {
-                let mut sum = vec![0.0; self.kh * self.kw * c];
-                for image in self.n * part / parts..self.n * (part + 1) / parts {
-                    let x = &x[image * self.h * self.w * c..][..self.h * self.w * c];
-                    for (cell, dy) in dy[image * oh * ow * c..][..oh * ow * c].chunks_exact(c).enumerate() {
-                        for (place, pixel) in self.taps(cell / ow, cell % ow) {
-                            let (x, sum) = (&x[pixel * c..][..c], &mut sum[place * c..][..c]);
-                            vectorised!(add_products(sum, dy, x));
-                        }
+        let sums = (0..parts).into_par_iter().gather(|part| {
+            let mut sum = vec![0.0; self.kh * self.kw * c];
+            for image in self.n * part / parts..self.n * (part + 1) / parts {
+                let x = &x[image * self.h * self.w * c..][..self.h * self.w * c];
+                for (cell, dy) in dy[image * oh * ow * c..][..oh * ow * c].chunks_exact(c).enumerate() {
+                    for (place, pixel) in self.taps(cell / ow, cell % ow) {
+                        let (x, sum) = (&x[pixel * c..][..c], &mut sum[place * c..][..c]);
+                        vectorised!(add_products(sum, dy, x));
                     }
                 }
-                sum
-            })
-            .collect();
+            }
+            sum
+        });
         add_up(sums)
     }
 }

@@ -2,6 +2,7 @@
 //! belongs, and read there on the way back.
 #![allow(unsafe_code, reason = "results that are written whole need not be filled with zeros first")]
 
+use crate::nn::parallel::Parallel;
 use rayon::prelude::*;
 
 use super::conv::{Then, floor};
@@ -34,7 +35,7 @@ impl Conv {
         // SAFETY: the first call writes the second half of every pixel, the loop the first one; neither reads.
         let mut y = unsafe { unwritten(self.pixels() * 2 * o) };
         self.half().winograd_into(x, w3, Then { bias: Some(b3), relu: true }, &mut y[o..]);
-        y.par_chunks_mut(PIXELS * 2 * o).zip(x.par_chunks(PIXELS * c)).for_each(|(y, x)| {
+        y.par_chunks_mut(PIXELS * 2 * o).zip(x.par_chunks(PIXELS * c)).run(|(y, x)| {
             for y in y.chunks_exact_mut(2 * o) {
                 y[..o].copy_from_slice(b1);
             }
@@ -53,22 +54,19 @@ impl Conv {
         let dx = wants_x.then(|| {
             let mut dx = self.half().winograd_input(&dy[o..], w3);
             let wt = transposed(w1, c, o);
-            dx.par_chunks_mut(PIXELS * c).zip(dy.par_chunks(PIXELS * 2 * o)).for_each(|(dx, dy)| {
+            dx.par_chunks_mut(PIXELS * c).zip(dy.par_chunks(PIXELS * 2 * o)).run(|(dx, dy)| {
                 gemm(dx.len() / c, c, o, dx, c, true, Matrix::new(dy, 2 * o), Matrix::new(&wt, c));
             });
             dx
         });
         let chunks = self.pixels().div_ceil(PIXELS);
         let parts = PARTS.min(chunks).max(1);
-        let sums = (0..parts)
-            .into_par_iter()
-            .map(|part| {
-                let mut sum = vec![0.0; c * o];
-                let (from, to) = (chunks * part / parts * PIXELS, (chunks * (part + 1) / parts * PIXELS).min(self.pixels()));
-                gemm(c, o, to - from, &mut sum, o, false, Matrix::new(&x[from * c..], c).t(), Matrix::new(&dy[from * 2 * o..], 2 * o));
-                sum
-            })
-            .collect();
+        let sums = (0..parts).into_par_iter().gather(|part| {
+            let mut sum = vec![0.0; c * o];
+            let (from, to) = (chunks * part / parts * PIXELS, (chunks * (part + 1) / parts * PIXELS).min(self.pixels()));
+            gemm(c, o, to - from, &mut sum, o, false, Matrix::new(&x[from * c..], c).t(), Matrix::new(&dy[from * 2 * o..], 2 * o));
+            sum
+        });
         let mut gradients = add_up(sums);
         gradients.extend(&db[..o]);
         gradients.extend(self.half().winograd_weight(x, &dy[o..]));

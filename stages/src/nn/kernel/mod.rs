@@ -3,6 +3,7 @@
 
 use std::cell::RefCell;
 
+use crate::nn::parallel::Parallel;
 use rayon::prelude::*;
 
 use super::simd::vectorised;
@@ -113,7 +114,7 @@ pub fn matmul_of_columns(m: usize, n: usize, k: usize, c: &mut [f32], a: &[f32],
     let (first, c) = (&mut c[..m * n], m * n);
     with_scratch((PARTS - 1) * c, |rest| {
         let parts = std::iter::once(&mut *first).chain(rest.chunks_exact_mut(c)).collect::<Vec<_>>();
-        parts.into_par_iter().zip(a.par_chunks(rows * m)).zip(b.par_chunks(rows * n)).for_each(|((c, a), b)| {
+        parts.into_par_iter().zip(a.par_chunks(rows * m)).zip(b.par_chunks(rows * n)).run(|((c, a), b)| {
             gemm(m, n, b.len() / n, c, n, false, Matrix::new(a, m).t(), Matrix::new(b, n));
         });
         for part in rest.chunks_exact(c) {
@@ -129,22 +130,16 @@ pub fn matmul(m: usize, n: usize, k: usize, c: &mut [f32], a: Matrix<'_>, b: Mat
     }
     if m >= 2 * ROWS || n < 2 * COLUMNS {
         let rows = if m >= 2 * ROWS { ROWS } else { m.div_ceil(2).max(1) };
-        c[..m * n]
-            .par_chunks_mut(rows * n)
-            .enumerate()
-            .for_each(|(i, chunk)| gemm(chunk.len() / n, n, k, chunk, n, false, a.row(i * rows), b));
+        c[..m * n].par_chunks_mut(rows * n).enumerate().run(|(i, chunk)| gemm(chunk.len() / n, n, k, chunk, n, false, a.row(i * rows), b));
         return;
     }
     // Few rows, many columns: each task makes a block of columns apart, which is then copied to its place.
-    let blocks: Vec<Vec<f32>> = (0..n.div_ceil(COLUMNS))
-        .into_par_iter()
-        .map(|j| {
-            let width = COLUMNS.min(n - j * COLUMNS);
-            let mut block = vec![0.0; m * width];
-            gemm(m, width, k, &mut block, width, false, a, b.column(j * COLUMNS));
-            block
-        })
-        .collect();
+    let blocks: Vec<Vec<f32>> = (0..n.div_ceil(COLUMNS)).into_par_iter().gather(|j| {
+        let width = COLUMNS.min(n - j * COLUMNS);
+        let mut block = vec![0.0; m * width];
+        gemm(m, width, k, &mut block, width, false, a, b.column(j * COLUMNS));
+        block
+    });
     for (j, block) in blocks.iter().enumerate() {
         let width = block.len() / m;
         for i in 0..m {
@@ -194,32 +189,27 @@ pub fn masked_with_sums(y: &[f32], dy: &[f32], c: usize) -> (Vec<f32>, Vec<f32>)
     // SAFETY: the chunks below are all of it, in whole rows, and each is written whole.
     let mut masked = unsafe { unwritten(y.len()) };
     let chunks = masked.par_chunks_mut(512 * c).zip(y.par_chunks(512 * c)).zip(dy.par_chunks(512 * c));
-    let parts = chunks
-        .map(|((masked, y), dy)| {
-            let mut sum = vec![0.0; c];
-            vectorised!(for ((masked, y), dy) in masked.chunks_exact_mut(c).zip(y.chunks_exact(c)).zip(dy.chunks_exact(c)) {
-                for (((m, y), dy), sum) in masked.iter_mut().zip(y).zip(dy).zip(&mut sum) {
-                    *m = if *y > 0.0 { *dy } else { 0.0 };
-                    *sum += *m;
-                }
-            });
-            sum
-        })
-        .collect();
+    let parts = chunks.gather(|((masked, y), dy)| {
+        let mut sum = vec![0.0; c];
+        vectorised!(for ((masked, y), dy) in masked.chunks_exact_mut(c).zip(y.chunks_exact(c)).zip(dy.chunks_exact(c)) {
+            for (((m, y), dy), sum) in masked.iter_mut().zip(y).zip(dy).zip(&mut sum) {
+                *m = if *y > 0.0 { *dy } else { 0.0 };
+                *sum += *m;
+            }
+        });
+        sum
+    });
     (masked, add_up(parts))
 }
 
 /// Sums over the rows of `[rows, c]`: fixed chunks apart, added in their order.
 pub fn column_sums(x: &[f32], c: usize) -> Vec<f32> {
-    let parts = x
-        .par_chunks(512 * c)
-        .map(|chunk| {
-            let mut sum = vec![0.0; c];
-            vectorised!(for row in chunk.chunks_exact(c) {
-                add(&mut sum, row);
-            });
-            sum
-        })
-        .collect();
+    let parts = x.par_chunks(512 * c).gather(|chunk| {
+        let mut sum = vec![0.0; c];
+        vectorised!(for row in chunk.chunks_exact(c) {
+            add(&mut sum, row);
+        });
+        sum
+    });
     add_up(parts)
 }

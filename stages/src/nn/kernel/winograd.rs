@@ -4,6 +4,7 @@
 //! With tiles d of 6×6 and kernels g: y = Aᵀ[(G·g·Gᵀ) ⊙ (Bᵀ·d·B)]A, the ⊙ summed over channels by 36 matrix products. A chunk of tiles goes
 //! through all three steps on one thread, so that its intermediates stay in cache.
 
+use crate::nn::parallel::Parallel;
 use rayon::prelude::*;
 
 use super::conv::Then;
@@ -292,7 +293,7 @@ impl Conv {
     fn transformed(w: &[f32], u: &mut [f32]) {
         let size = w.len() / 9;
         let u = Shared(u.as_mut_ptr());
-        (0..size / WIDTH).into_par_iter().with_min_len(64).for_each(|i| {
+        (0..size / WIDTH).into_par_iter().with_min_len(64).run(|i| {
             let at = i * WIDTH;
             for_lanes!(V => for j in (at..at + WIDTH).step_by(V::COUNT) {
                 // SAFETY: `w` holds 9 and `u` 36 times `size` values, and j stays below `size`.
@@ -326,7 +327,7 @@ impl Conv {
         with_scratch(PLACES * c * o, |u| {
             Self::transformed(w, u);
             let (u, size) = (&*u, chunk(c + o));
-            (0..self.tiles().div_ceil(size)).into_par_iter().for_each(|i| {
+            (0..self.tiles().div_ceil(size)).into_par_iter().run(|i| {
                 let tiles = i * size..((i + 1) * size).min(self.tiles());
                 let count = tiles.len();
                 with_scratch(PLACES * count * (c + o), |scratch| {
@@ -360,7 +361,7 @@ impl Conv {
         let size = PLACES * c * o;
         if size * PARTS <= SMALL {
             return with_scratch(size * PARTS, |du| {
-                du.par_chunks_mut(size).enumerate().for_each(|(part, du)| self.weight_part(x, dy, part, du));
+                du.par_chunks_mut(size).enumerate().run(|(part, du)| self.weight_part(x, dy, part, du));
                 let (total, parts) = du.split_at_mut(size);
                 for part in parts.chunks_exact(size) {
                     vectorised!(add(total, part));
@@ -374,7 +375,7 @@ impl Conv {
             let (v, e) = rest.split_at_mut(PLACES * tiles * c);
             self.transform_both(x, dy, 0, tiles, v, e);
             let (v, e) = (&*v, &*e);
-            du.par_chunks_mut(c * o).enumerate().for_each(|(k, du)| {
+            du.par_chunks_mut(c * o).enumerate().run(|(k, du)| {
                 let (v, e) = (Matrix::new(&v[k * tiles * c..], c), Matrix::new(&e[k * tiles * o..], o));
                 gemm(c, o, tiles, du, o, false, v.t(), e);
             });
@@ -387,7 +388,7 @@ impl Conv {
         let (c, o, count) = (self.c, self.o, to - from);
         let (image, result) = (Tiles::new(self, c, self.x_row), Tiles::new(self, o, self.y_row));
         let (v, e) = (Shared(v.as_mut_ptr()), Shared(e.as_mut_ptr()));
-        (0..count).into_par_iter().with_min_len(16).for_each(|j| {
+        (0..count).into_par_iter().with_min_len(16).run(|j| {
             // SAFETY: both buffers hold 36 times `count` tiles, j is below `count`, and no other task has it.
             for_lanes!(V => unsafe {
                 image.input::<V>(x.as_ptr(), from + j, v.at(j * c), count * c);
@@ -428,7 +429,7 @@ impl Conv {
         // SAFETY: the loop below writes every place of every kernel.
         let mut dw = unsafe { unwritten(9 * size) };
         let target = Shared(dw.as_mut_ptr());
-        (0..size / WIDTH).into_par_iter().with_min_len(64).for_each(|i| {
+        (0..size / WIDTH).into_par_iter().with_min_len(64).run(|i| {
             let at = i * WIDTH;
             for_lanes!(V => for j in (at..at + WIDTH).step_by(V::COUNT) {
                 // SAFETY: `du` holds 36 and `dw` 9 times `size` values, and j stays below `size`.
@@ -442,7 +443,7 @@ impl Conv {
     pub(super) fn turned(&self, w: &[f32]) -> Vec<f32> {
         let size = self.c * self.o;
         let places: Vec<Vec<f32>> =
-            (0..self.kh * self.kw).into_par_iter().rev().map(|place| transposed(&w[place * size..][..size], self.c, self.o)).collect();
+            (0..self.kh * self.kw).into_par_iter().rev().gather(|place| transposed(&w[place * size..][..size], self.c, self.o));
         places.concat()
     }
 }

@@ -4,6 +4,7 @@
 
 use std::sync::{Arc, OnceLock};
 
+use crate::nn::parallel::Parallel;
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
@@ -32,25 +33,22 @@ impl Moments {
     /// Of each chunk of rows the mean and the squares around it; the chunks are put together in their order, in double precision
     /// (Chan, Golub and LeVeque 1983).
     fn of(x: &[f32], c: usize) -> Self {
-        let parts: Vec<(Vec<f32>, Vec<f32>)> = x
-            .par_chunks(chunk(c) * c)
-            .map(|x| {
-                let (mut mean, mut squares) = (vec![0.0; c], vec![0.0; c]);
-                vectorised!({
-                    for row in x.chunks_exact(c) {
-                        add(&mut mean, row);
+        let parts: Vec<(Vec<f32>, Vec<f32>)> = x.par_chunks(chunk(c) * c).gather(|x| {
+            let (mut mean, mut squares) = (vec![0.0; c], vec![0.0; c]);
+            vectorised!({
+                for row in x.chunks_exact(c) {
+                    add(&mut mean, row);
+                }
+                let share = 1.0 / (x.len() / c) as f32;
+                mean.iter_mut().for_each(|m| *m *= share);
+                for row in x.chunks_exact(c) {
+                    for ((s, v), m) in squares.iter_mut().zip(row).zip(&mean) {
+                        *s += (v - m) * (v - m);
                     }
-                    let share = 1.0 / (x.len() / c) as f32;
-                    mean.iter_mut().for_each(|m| *m *= share);
-                    for row in x.chunks_exact(c) {
-                        for ((s, v), m) in squares.iter_mut().zip(row).zip(&mean) {
-                            *s += (v - m) * (v - m);
-                        }
-                    }
-                });
-                (mean, squares)
-            })
-            .collect();
+                }
+            });
+            (mean, squares)
+        });
         let (mut count, mut mean, mut squares) = (0.0, vec![0.0f64; c], vec![0.0f64; c]);
         for (i, (part_mean, part_squares)) in parts.iter().enumerate() {
             let rows = (x.len() / c - i * chunk(c)).min(chunk(c)) as f64;
@@ -107,7 +105,7 @@ impl Op {
         assert!(shortcut.is_none_or(|r| r.len() == x.len()), "`apply` has compared the shapes");
         // SAFETY: the chunks below are all of y, and each is written whole.
         let mut y = unsafe { unwritten(x.len()) };
-        y.par_chunks_mut(size).zip(x.par_chunks(size)).enumerate().for_each(|(i, (y, x))| match shortcut {
+        y.par_chunks_mut(size).zip(x.par_chunks(size)).enumerate().run(|(i, (y, x))| match shortcut {
             None => vectorised!(for (y, x) in y.chunks_exact_mut(c).zip(x.chunks_exact(c)) {
                 for (((y, x), s), t) in y.iter_mut().zip(x).zip(&scale).zip(&shift) {
                     let v = x * s + t;
@@ -134,20 +132,18 @@ impl Op {
         let (mean, rstd) = (&moments.mean, moments.rstd(self.norm.eps));
         let floor = if self.norm.relu { 0.0 } else { f32::NEG_INFINITY };
         let size = chunk(c) * c;
-        let parts: Vec<Vec<f32>> = (x.par_chunks(size).zip(y.par_chunks(size)).zip(dy.par_chunks(size)))
-            .map(|((x, y), dy)| {
-                let mut sums = vec![0.0; 2 * c];
-                let (by_x, plain) = sums.split_at_mut(c);
-                vectorised!(for ((x, y), dy) in x.chunks_exact(c).zip(y.chunks_exact(c)).zip(dy.chunks_exact(c)) {
-                    for (((((a, b), x), y), dy), m) in by_x.iter_mut().zip(plain.iter_mut()).zip(x).zip(y).zip(dy).zip(mean) {
-                        let g = if *y > floor { *dy } else { 0.0 };
-                        *a += g * (x - m);
-                        *b += g;
-                    }
-                });
-                sums
-            })
-            .collect();
+        let parts: Vec<Vec<f32>> = (x.par_chunks(size).zip(y.par_chunks(size)).zip(dy.par_chunks(size))).gather(|((x, y), dy)| {
+            let mut sums = vec![0.0; 2 * c];
+            let (by_x, plain) = sums.split_at_mut(c);
+            vectorised!(for ((x, y), dy) in x.chunks_exact(c).zip(y.chunks_exact(c)).zip(dy.chunks_exact(c)) {
+                for (((((a, b), x), y), dy), m) in by_x.iter_mut().zip(plain.iter_mut()).zip(x).zip(y).zip(dy).zip(mean) {
+                    let g = if *y > floor { *dy } else { 0.0 };
+                    *a += g * (x - m);
+                    *b += g;
+                }
+            });
+            sums
+        });
         let mut sums = vec![0.0f64; 2 * c];
         parts.iter().for_each(|part| sums.iter_mut().zip(part).for_each(|(s, p)| *s += f64::from(*p)));
         let daffine: Vec<f32> = (0..2 * c).map(|i| (sums[i] * if i < c { f64::from(rstd[i]) } else { 1.0 }) as f32).collect();
@@ -161,17 +157,15 @@ impl Op {
         }
         // SAFETY: the chunks below are all of dx, and each is written whole.
         let mut dx = unsafe { unwritten(x.len()) };
-        (dx.par_chunks_mut(size).zip(x.par_chunks(size)).zip(y.par_chunks(size)).zip(dy.par_chunks(size))).for_each(
-            |(((dx, x), y), dy)| {
-                let rows = dx.chunks_exact_mut(c).zip(x.chunks_exact(c)).zip(y.chunks_exact(c)).zip(dy.chunks_exact(c));
-                vectorised!(for (((dx, x), y), dy) in rows {
-                    for ((((((dx, x), y), dy), a), b), e) in dx.iter_mut().zip(x).zip(y).zip(dy).zip(&a).zip(&b).zip(&e) {
-                        let g = if *y > floor { *dy } else { 0.0 };
-                        *dx = g * a + x * b + e;
-                    }
-                });
-            },
-        );
+        (dx.par_chunks_mut(size).zip(x.par_chunks(size)).zip(y.par_chunks(size)).zip(dy.par_chunks(size))).run(|(((dx, x), y), dy)| {
+            let rows = dx.chunks_exact_mut(c).zip(x.chunks_exact(c)).zip(y.chunks_exact(c)).zip(dy.chunks_exact(c));
+            vectorised!(for (((dx, x), y), dy) in rows {
+                for ((((((dx, x), y), dy), a), b), e) in dx.iter_mut().zip(x).zip(y).zip(dy).zip(&a).zip(&b).zip(&e) {
+                    let g = if *y > floor { *dy } else { 0.0 };
+                    *dx = g * a + x * b + e;
+                }
+            });
+        });
         Ok((dx, daffine))
     }
 

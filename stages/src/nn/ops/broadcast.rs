@@ -2,6 +2,7 @@
 
 #![allow(unsafe_code, reason = "results that are written whole need not be filled with zeros first")]
 
+use crate::nn::parallel::Parallel;
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
@@ -19,7 +20,7 @@ fn by_row(x: &[f32], b: &[f32], f: impl Fn(f32, f32) -> f32 + Sync) -> Vec<f32> 
     assert!(x.len().is_multiple_of(b.len()), "`rows` has compared the shapes");
     // SAFETY: the chunks below are all of y, in whole rows, and each is written whole.
     let mut y = unsafe { unwritten(x.len()) };
-    y.par_chunks_mut(size).zip(x.par_chunks(size)).for_each(|(y, x)| {
+    y.par_chunks_mut(size).zip(x.par_chunks(size)).run(|(y, x)| {
         vectorised!(for (y, x) in y.chunks_exact_mut(b.len()).zip(x.chunks_exact(b.len())) {
             for ((y, x), b) in y.iter_mut().zip(x).zip(b) {
                 *y = f(*x, *b);
@@ -93,7 +94,7 @@ impl Samples {
         assert!(x.len() * self.c == s.len() * self.size, "`samples` has compared the shapes");
         // SAFETY: the chunks below are whole samples, all of y, and each is written whole.
         let mut y = unsafe { unwritten(x.len()) };
-        y.par_chunks_mut(self.size).zip(x.par_chunks(self.size)).zip(s.par_chunks(self.c)).for_each(|((y, x), s)| {
+        y.par_chunks_mut(self.size).zip(x.par_chunks(self.size)).zip(s.par_chunks(self.c)).run(|((y, x), s)| {
             vectorised!(for (y, x) in y.chunks_exact_mut(self.c).zip(x.chunks_exact(self.c)) {
                 for ((y, x), s) in y.iter_mut().zip(x).zip(s) {
                     *y = f(*x, *s);
@@ -108,7 +109,7 @@ impl Samples {
     /// Of every channel of every sample the sum of `f(x, dy)` over the pixels.
     fn sums(&self, x: &[f32], dy: &[f32], count: usize, f: impl Fn(f32, f32) -> f32 + Sync) -> Vec<f32> {
         let mut ds = vec![0.0; count];
-        ds.par_chunks_mut(self.c).zip(x.par_chunks(self.size)).zip(dy.par_chunks(self.size)).for_each(|((ds, x), dy)| {
+        ds.par_chunks_mut(self.c).zip(x.par_chunks(self.size)).zip(dy.par_chunks(self.size)).run(|((ds, x), dy)| {
             vectorised!(for (x, dy) in x.chunks_exact(self.c).zip(dy.chunks_exact(self.c)) {
                 for ((ds, x), dy) in ds.iter_mut().zip(x).zip(dy) {
                     *ds += f(*x, *dy);

@@ -3,6 +3,7 @@
 
 use std::sync::OnceLock;
 
+use crate::nn::parallel::Parallel;
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
@@ -38,7 +39,7 @@ impl Linear {
         if !self.gelu {
             kernel::matmul(m, n, k, &mut y, Matrix::new(x, k), Matrix::new(w, n));
             if let Some(bias) = bias {
-                y.par_chunks_mut(ROWS * n).for_each(|y| {
+                y.par_chunks_mut(ROWS * n).run(|y| {
                     vectorised!(add_bias(y, bias));
                 });
             }
@@ -47,7 +48,7 @@ impl Linear {
         // SAFETY: as above.
         let mut before = unsafe { unwritten(m * n) };
         let rows = y.par_chunks_mut(ROWS * n).zip(before.par_chunks_mut(ROWS * n)).zip(x.par_chunks(ROWS * k));
-        rows.for_each(|((y, before), x)| {
+        rows.run(|((y, before), x)| {
             kernel::gemm(y.len() / n, n, k, before, n, false, Matrix::new(x, k), Matrix::new(w, n));
             vectorised!({
                 if let Some(bias) = bias {
@@ -187,7 +188,7 @@ impl Batched {
     /// One product a task; `f` gives the operands of product `i`.
     fn each<'a>(b: usize, m: usize, n: usize, k: usize, f: impl Fn(usize) -> (Matrix<'a>, Matrix<'a>) + Sync) -> Vec<f32> {
         let mut y = vec![0.0; b * m * n];
-        y.par_chunks_mut((m * n).max(1)).enumerate().for_each(|(i, y)| {
+        y.par_chunks_mut((m * n).max(1)).enumerate().run(|(i, y)| {
             let (a, b) = f(i);
             kernel::gemm(m, n, k, y, n, false, a, b);
         });

@@ -4,6 +4,7 @@
 
 use std::sync::OnceLock;
 
+use crate::nn::parallel::Parallel;
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
@@ -85,17 +86,15 @@ impl Norm {
         // SAFETY: the chunks below are whole samples, all of y, and each is written whole.
         let mut y = unsafe { unwritten(x.len()) };
         let samples = y.par_chunks_mut(self.sample()).zip(x.par_chunks(self.sample())).with_min_len(self.samples_a_task());
-        let moments = samples
-            .map(|(y, x)| {
-                let moments = vectorised!(self.moments(x));
-                let (scale, shift) = self.affine(&moments, gamma, beta);
-                match self.silu {
-                    false => vectorised!(rows_affine(y, x, &scale, &shift, |v| v)),
-                    true => vectorised!(rows_affine(y, x, &scale, &shift, Silu::value)),
-                }
-                moments
-            })
-            .collect();
+        let moments = samples.gather(|(y, x)| {
+            let moments = vectorised!(self.moments(x));
+            let (scale, shift) = self.affine(&moments, gamma, beta);
+            match self.silu {
+                false => vectorised!(rows_affine(y, x, &scale, &shift, |v| v)),
+                true => vectorised!(rows_affine(y, x, &scale, &shift, Silu::value)),
+            }
+            moments
+        });
         (y, moments)
     }
 
@@ -127,7 +126,7 @@ impl Norm {
             .zip(x.par_chunks(self.sample() * together))
             .zip(dy.par_chunks(self.sample() * together))
             .zip(moments.par_chunks(together))
-            .map(|(((dx, x), dy), moments)| {
+            .gather(|(((dx, x), dy), moments)| {
                 let (mut dgamma, mut dbeta) = (vec![0.0; self.c], vec![0.0; self.c]);
                 let (mut own_gamma, mut own_beta) = (vec![0.0; self.c], vec![0.0; self.c]);
                 let mut slopes = vec![0.0; if self.silu { self.sample() } else { 0 }];
@@ -166,8 +165,7 @@ impl Norm {
                     dbeta.iter_mut().zip(&own_beta).for_each(|(t, o)| *t += o);
                 }
                 (dgamma, dbeta)
-            })
-            .collect();
+            });
         let (dgamma, dbeta) = sums.into_iter().unzip();
         (dx, add_up(dgamma), add_up(dbeta))
     }

@@ -1,6 +1,7 @@
 //! Layer normalisation: each row by itself. Sums run over fixed lanes, so that every machine adds in the same order.
 #![allow(unsafe_code, reason = "results that are written whole need not be filled with zeros first")]
 
+use crate::nn::parallel::Parallel;
 use rayon::prelude::*;
 
 use crate::nn::kernel::add_up;
@@ -47,7 +48,7 @@ pub fn forward(x: &[f32], gamma: &[f32], beta: &[f32], eps: f32) -> (Vec<f32>, M
     // SAFETY: the chunks below are all of y, in whole rows, and each is written whole.
     let mut y = unsafe { unwritten(x.len()) };
     let mut all = vec![[0.0; 2]; x.len() / c];
-    y.par_chunks_mut(ROWS * c).zip(x.par_chunks(ROWS * c)).zip(all.par_chunks_mut(ROWS)).for_each(|((y, x), all)| {
+    y.par_chunks_mut(ROWS * c).zip(x.par_chunks(ROWS * c)).zip(all.par_chunks_mut(ROWS)).run(|((y, x), all)| {
         vectorised!(for ((y, x), kept) in y.chunks_exact_mut(c).zip(x.chunks_exact(c)).zip(all) {
             let [mean, rstd] = moments(x, eps);
             *kept = [mean, rstd];
@@ -68,7 +69,7 @@ pub fn backward(x: &[f32], gamma: &[f32], dy: &[f32], moments: &[[f32; 2]], toge
     let size = together * c;
     let parts: Vec<(Vec<f32>, Vec<f32>)> = (dx.par_chunks_mut(size).zip(x.par_chunks(size)).zip(dy.par_chunks(size)))
         .zip(moments.par_chunks(together))
-        .map(|(((dx, x), dy), moments)| {
+        .gather(|(((dx, x), dy), moments)| {
             let (mut dgamma, mut dbeta) = (vec![0.0; c], vec![0.0; c]);
             vectorised!(
                 for (((dx, x), dy), moments) in dx.chunks_exact_mut(c).zip(x.chunks_exact(c)).zip(dy.chunks_exact(c)).zip(moments) {
@@ -76,8 +77,7 @@ pub fn backward(x: &[f32], gamma: &[f32], dy: &[f32], moments: &[[f32; 2]], toge
                 }
             );
             (dgamma, dbeta)
-        })
-        .collect();
+        });
     let (dgamma, dbeta) = parts.into_iter().unzip();
     (dx, add_up(dgamma), add_up(dbeta))
 }

@@ -4,6 +4,7 @@
 
 use std::sync::OnceLock;
 
+use crate::nn::parallel::Parallel;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
@@ -69,7 +70,7 @@ impl CustomOp1 for MaxPool2 {
         // SAFETY: every 2×2 square of every image is written; the sides are even.
         let mut y = unsafe { unwritten(x.len() / 4) };
         let mut largest = vec![0u8; y.len()];
-        y.par_chunks_mut(size / 4).zip(largest.par_chunks_mut(size / 4)).zip(x.par_chunks(size)).for_each(|((y, l), x)| {
+        y.par_chunks_mut(size / 4).zip(largest.par_chunks_mut(size / 4)).zip(x.par_chunks(size)).run(|((y, l), x)| {
             vectorised!(self.image(x, y, l));
         });
         // A second forward pass of one op does not happen: every call of `max_pool2` makes its own.
@@ -83,7 +84,7 @@ impl CustomOp1 for MaxPool2 {
         // SAFETY: as in the forward pass.
         let mut dx = unsafe { unwritten(x.elem_count()) };
         with(dy, |dy| {
-            dx.par_chunks_mut(size).zip(dy.par_chunks(size / 4)).zip(largest.par_chunks(size / 4)).for_each(|((dx, dy), l)| {
+            dx.par_chunks_mut(size).zip(dy.par_chunks(size / 4)).zip(largest.par_chunks(size / 4)).run(|((dx, dy), l)| {
                 vectorised!(self.image_back(dy, l, dx));
             });
             Ok(())
@@ -119,7 +120,7 @@ impl CustomOp1 for GlobalAvgPool {
         let (x, c) = (slice(x, lx)?, self.c);
         let n = x.len() / (self.pixels * c);
         let mut y = vec![0.0; n * c];
-        y.par_chunks_mut(c).zip(x.par_chunks(self.pixels * c)).for_each(|(y, x)| {
+        y.par_chunks_mut(c).zip(x.par_chunks(self.pixels * c)).run(|(y, x)| {
             vectorised!({
                 for x in x.chunks_exact(c) {
                     add(y, x);
@@ -136,7 +137,7 @@ impl CustomOp1 for GlobalAvgPool {
         let c = self.c;
         let mut dx = vec![0.0; x.elem_count()];
         with(dy, |dy| {
-            dx.par_chunks_mut(self.pixels * c).zip(dy.par_chunks(c)).for_each(|(dx, dy)| {
+            dx.par_chunks_mut(self.pixels * c).zip(dy.par_chunks(c)).run(|(dx, dy)| {
                 vectorised!(for dx in dx.chunks_exact_mut(c) {
                     for (dx, dy) in dx.iter_mut().zip(dy) {
                         *dx = dy / self.pixels as f32;
@@ -173,7 +174,7 @@ impl CustomOp1 for Upsample2 {
     fn cpu_fwd(&self, x: &CpuStorage, lx: &Layout) -> Result<(CpuStorage, Shape)> {
         let (x, &Self { h, w, c }) = (slice(x, lx)?, self);
         let mut y = vec![0.0; x.len() * 4];
-        y.par_chunks_mut(2 * w * c).enumerate().for_each(|(row, y)| {
+        y.par_chunks_mut(2 * w * c).enumerate().run(|(row, y)| {
             let (image, i) = (row / (2 * h), row % (2 * h) / 2);
             let x = &x[(image * h + i) * w * c..][..w * c];
             y.chunks_exact_mut(2 * c).zip(x.chunks_exact(c)).for_each(|(y, x)| y.chunks_exact_mut(c).for_each(|y| y.copy_from_slice(x)));
@@ -185,7 +186,7 @@ impl CustomOp1 for Upsample2 {
         let &Self { w, c, .. } = self;
         let mut dx = vec![0.0; x.elem_count()];
         with(dy, |dy| {
-            dx.par_chunks_mut(w * c).zip(dy.par_chunks(4 * w * c)).for_each(|(dx, dy)| {
+            dx.par_chunks_mut(w * c).zip(dy.par_chunks(4 * w * c)).run(|(dx, dy)| {
                 vectorised!(for (j, dx) in dx.chunks_exact_mut(c).enumerate() {
                     for place in [2 * j, 2 * j + 1, 2 * (w + j), 2 * (w + j) + 1] {
                         add(dx, &dy[place * c..][..c]);
@@ -234,7 +235,7 @@ impl CustomOp1 for PixelShuffle2 {
         let (n, h, w, _) = lx.shape().dims4()?;
         let (x, c, row) = (slice(x, lx)?, self.c, 4 * self.w * self.c);
         let mut y = vec![0.0; x.len()];
-        y.par_chunks_mut(row).zip(x.par_chunks(row)).for_each(|(y, x)| {
+        y.par_chunks_mut(row).zip(x.par_chunks(row)).run(|(y, x)| {
             self.runs(|large, small| y[large..large + c].copy_from_slice(&x[small..small + c]));
         });
         output(y, (n, 2 * h, 2 * w, c))
@@ -244,7 +245,7 @@ impl CustomOp1 for PixelShuffle2 {
         let (c, row) = (self.c, 4 * self.w * self.c);
         let mut dx = vec![0.0; x.elem_count()];
         with(dy, |dy| {
-            dx.par_chunks_mut(row).zip(dy.par_chunks(row)).for_each(|(dx, dy)| {
+            dx.par_chunks_mut(row).zip(dy.par_chunks(row)).run(|(dx, dy)| {
                 self.runs(|large, small| dx[small..small + c].copy_from_slice(&dy[large..large + c]));
             });
             Ok(())

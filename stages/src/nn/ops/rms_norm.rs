@@ -1,5 +1,6 @@
 //! RMSNorm (Zhang and Sennrich 2019).
 
+use crate::nn::parallel::Parallel;
 use candle_core::{CpuStorage, CustomOp2, D, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
@@ -43,23 +44,21 @@ impl RmsNorm {
     fn backward(&self, x: &[f32], gamma: &[f32], dy: &[f32]) -> (Vec<f32>, Vec<f32>) {
         let d = gamma.len();
         let mut dx = vec![0.0; x.len()];
-        let sums = (dx.par_chunks_mut(ROWS * d).zip(x.par_chunks(ROWS * d)).zip(dy.par_chunks(ROWS * d)))
-            .map(|((dx, x), dy)| {
-                let mut dgamma = vec![0.0; d];
-                vectorised!(for ((dx, x), dy) in dx.chunks_exact_mut(d).zip(x.chunks_exact(d)).zip(dy.chunks_exact(d)) {
-                    let r = self.rrms(x);
-                    for ((dx, dy), g) in dx.iter_mut().zip(dy).zip(gamma) {
-                        *dx = dy * g;
-                    }
-                    let k = r * r * r * dot(dx, x) / d as f32;
-                    for (((dx, x), dy), t) in dx.iter_mut().zip(x).zip(dy).zip(&mut dgamma) {
-                        *dx = *dx * r - x * k;
-                        *t += dy * x * r;
-                    }
-                });
-                dgamma
-            })
-            .collect();
+        let sums = (dx.par_chunks_mut(ROWS * d).zip(x.par_chunks(ROWS * d)).zip(dy.par_chunks(ROWS * d))).gather(|((dx, x), dy)| {
+            let mut dgamma = vec![0.0; d];
+            vectorised!(for ((dx, x), dy) in dx.chunks_exact_mut(d).zip(x.chunks_exact(d)).zip(dy.chunks_exact(d)) {
+                let r = self.rrms(x);
+                for ((dx, dy), g) in dx.iter_mut().zip(dy).zip(gamma) {
+                    *dx = dy * g;
+                }
+                let k = r * r * r * dot(dx, x) / d as f32;
+                for (((dx, x), dy), t) in dx.iter_mut().zip(x).zip(dy).zip(&mut dgamma) {
+                    *dx = *dx * r - x * k;
+                    *t += dy * x * r;
+                }
+            });
+            dgamma
+        });
         (dx, add_up(sums))
     }
 }
@@ -73,7 +72,7 @@ impl CustomOp2 for RmsNorm {
         let (x, gamma) = (slice(x, lx)?, slice(gamma, lg)?);
         let d = gamma.len();
         let mut y = vec![0.0; x.len()];
-        y.par_chunks_mut(ROWS * d).zip(x.par_chunks(ROWS * d)).for_each(|(y, x)| {
+        y.par_chunks_mut(ROWS * d).zip(x.par_chunks(ROWS * d)).run(|(y, x)| {
             vectorised!(for (y, x) in y.chunks_exact_mut(d).zip(x.chunks_exact(d)) {
                 let r = self.rrms(x);
                 for ((y, x), g) in y.iter_mut().zip(x).zip(gamma) {

@@ -2,6 +2,7 @@
 
 use std::sync::OnceLock;
 
+use crate::nn::parallel::Parallel;
 use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
@@ -147,7 +148,7 @@ impl SelfAttention {
         let (t, d, c) = (self.tokens, self.d, self.width());
         let n = qkv.len() / (3 * t * c);
         let (mut y, mut weights) = (vec![0.0; n * t * c], vec![0.0; n * self.heads * t * t]);
-        (y.par_chunks_mut(t * c).zip(weights.par_chunks_mut(self.heads * t * t)).zip(qkv.par_chunks(3 * t * c))).for_each(
+        (y.par_chunks_mut(t * c).zip(weights.par_chunks_mut(self.heads * t * t)).zip(qkv.par_chunks(3 * t * c))).run(
             |((y, weights), qkv)| {
                 for (head, p) in weights.chunks_exact_mut(t * t).enumerate() {
                     self.head().forward(self.parts(qkv, head), p, &mut y[head * d..], c);
@@ -164,7 +165,7 @@ impl SelfAttention {
         let mut dqkv = vec![0.0; qkv.len()];
         (dqkv.par_chunks_mut(3 * t * c).zip(qkv.par_chunks(3 * t * c)).zip(dy.par_chunks(t * c)))
             .zip(weights.par_chunks(self.heads * t * t))
-            .for_each(|(((dqkv, qkv), dy), weights)| {
+            .run(|(((dqkv, qkv), dy), weights)| {
                 for (head, p) in weights.chunks_exact(t * t).enumerate() {
                     let ([q, k, v], dy) = (self.parts(qkv, head), Matrix::new(&dy[head * d..], c));
                     self.head().backward([q, k, v], p, dy, |part, rows, inner, a, b| {
@@ -227,7 +228,7 @@ impl Attention {
         let (mut y, mut weights) = (vec![0.0; q.len()], vec![0.0; q.len() / c * self.heads * s]);
         (y.par_chunks_mut(t * c).zip(weights.par_chunks_mut(self.heads * t * s)))
             .zip(q.par_chunks(t * c).zip(k.par_chunks(s * c)).zip(v.par_chunks(s * c)))
-            .for_each(|((y, weights), ((q, k), v))| {
+            .run(|((y, weights), ((q, k), v))| {
                 for (head, p) in weights.chunks_exact_mut(t * s).enumerate() {
                     self.head.forward(self.parts([q, k, v], head), p, &mut y[head * d..], c);
                 }
@@ -243,7 +244,7 @@ impl Attention {
         (dq.par_chunks_mut(t * c).zip(dk.par_chunks_mut(s * c)).zip(dv.par_chunks_mut(s * c)))
             .zip(q.par_chunks(t * c).zip(k.par_chunks(s * c)).zip(v.par_chunks(s * c)))
             .zip(weights.par_chunks(self.heads * t * s).zip(dy.par_chunks(t * c)))
-            .for_each(|((((dq, dk), dv), ((q, k), v)), (weights, dy))| {
+            .run(|((((dq, dk), dv), ((q, k), v)), (weights, dy))| {
                 for (head, p) in weights.chunks_exact(t * s).enumerate() {
                     let dy = Matrix::new(&dy[head * d..], c);
                     self.head.backward(self.parts([q, k, v], head), p, dy, |part, rows, inner, a, b| {

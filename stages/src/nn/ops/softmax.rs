@@ -1,5 +1,6 @@
 //! Softmax.
 
+use crate::nn::parallel::Parallel;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
@@ -36,7 +37,7 @@ impl CustomOp1 for Softmax {
 
     fn cpu_fwd(&self, x: &CpuStorage, lx: &Layout) -> Result<(CpuStorage, Shape)> {
         let mut y = slice(x, lx)?.to_vec();
-        y.par_chunks_mut(self.chunk()).for_each(|chunk| chunk.chunks_exact_mut(self.width).for_each(softmax_row));
+        y.par_chunks_mut(self.chunk()).run(|chunk| chunk.chunks_exact_mut(self.width).for_each(softmax_row));
         output(y, lx.shape().clone())
     }
 
@@ -44,16 +45,12 @@ impl CustomOp1 for Softmax {
         let mut dx = vec![0.0; y.elem_count()];
         with(y, |y| {
             with(dy, |dy| {
-                dx.par_chunks_mut(self.chunk()).zip(y.par_chunks(self.chunk())).zip(dy.par_chunks(self.chunk())).for_each(
-                    |((dx, y), dy)| {
-                        for ((dx, y), dy) in
-                            dx.chunks_exact_mut(self.width).zip(y.chunks_exact(self.width)).zip(dy.chunks_exact(self.width))
-                        {
-                            let dot: f32 = y.iter().zip(dy).map(|(y, d)| y * d).sum();
-                            dx.iter_mut().zip(y).zip(dy).for_each(|((dx, y), d)| *dx = y * (d - dot));
-                        }
-                    },
-                );
+                dx.par_chunks_mut(self.chunk()).zip(y.par_chunks(self.chunk())).zip(dy.par_chunks(self.chunk())).run(|((dx, y), dy)| {
+                    for ((dx, y), dy) in dx.chunks_exact_mut(self.width).zip(y.chunks_exact(self.width)).zip(dy.chunks_exact(self.width)) {
+                        let dot: f32 = y.iter().zip(dy).map(|(y, d)| y * d).sum();
+                        dx.iter_mut().zip(y).zip(dy).for_each(|((dx, y), d)| *dx = y * (d - dot));
+                    }
+                });
                 Ok(())
             })
         })?;

@@ -2,6 +2,7 @@
 
 use std::sync::OnceLock;
 
+use crate::nn::parallel::Parallel;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
@@ -121,7 +122,7 @@ impl CustomOp1 for MaxPool {
         let (image, pooled, c) = (windows.image(), windows.pooled(), windows.c);
         let mut y = vec![f32::NEG_INFINITY; x.len() / image * pooled];
         let mut largest = vec![0u8; y.len()];
-        y.par_chunks_mut(pooled).zip(largest.par_chunks_mut(pooled)).zip(x.par_chunks(image)).for_each(|((y, largest), x)| {
+        y.par_chunks_mut(pooled).zip(largest.par_chunks_mut(pooled)).zip(x.par_chunks(image)).run(|((y, largest), x)| {
             vectorised!(windows.each(
                 #[inline(always)]
                 |window, pixels| {
@@ -148,7 +149,7 @@ impl CustomOp1 for MaxPool {
         let (image, pooled, c) = (windows.image(), windows.pooled(), windows.c);
         let mut dx = vec![0.0; x.elem_count()];
         with(dy, |dy| {
-            dx.par_chunks_mut(image).zip(dy.par_chunks(pooled)).zip(largest.par_chunks(pooled)).for_each(|((dx, dy), largest)| {
+            dx.par_chunks_mut(image).zip(dy.par_chunks(pooled)).zip(largest.par_chunks(pooled)).run(|((dx, dy), largest)| {
                 vectorised!(windows.each(
                     #[inline(always)]
                     |window, pixels| {
@@ -193,7 +194,7 @@ impl CustomOp1 for AvgPool {
         let (image, pooled, c) = (windows.image(), windows.pooled(), windows.c);
         let weights = self.weights();
         let mut y = vec![0.0; x.len() / image * pooled];
-        y.par_chunks_mut(pooled).zip(x.par_chunks(image)).for_each(|(y, x)| {
+        y.par_chunks_mut(pooled).zip(x.par_chunks(image)).run(|(y, x)| {
             windows.each(|window, pixels| {
                 let y = &mut y[window * c..][..c];
                 for pixel in pixels {
@@ -212,7 +213,7 @@ impl CustomOp1 for AvgPool {
         let weights = self.weights();
         let mut dx = vec![0.0; x.elem_count()];
         with(dy, |dy| {
-            dx.par_chunks_mut(image).zip(dy.par_chunks(pooled)).for_each(|(dx, dy)| {
+            dx.par_chunks_mut(image).zip(dy.par_chunks(pooled)).run(|(dx, dy)| {
                 windows.each(|window, pixels| {
                     let (dy, weight) = (&dy[window * c..][..c], weights[window]);
                     for pixel in pixels {

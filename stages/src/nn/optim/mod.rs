@@ -6,6 +6,7 @@ mod sgd;
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 
+use crate::nn::parallel::Parallel;
 use candle_core::backprop::GradStore;
 use candle_core::{CpuStorage, InplaceOp2, Layout, Tensor, Var};
 use rayon::prelude::*;
@@ -205,7 +206,7 @@ impl<F: Fn(&mut f32, f32, [&mut f32; N]) + Sync, const N: usize> InplaceOp2 for 
             });
             work.push((w, g, parts));
         }
-        work.into_par_iter().for_each(|(w, g, parts)| vectorised!(self.chunk(w, g, parts)));
+        work.into_par_iter().run(|(w, g, parts)| vectorised!(self.chunk(w, g, parts)));
         Ok(())
     }
 }
