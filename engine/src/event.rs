@@ -132,3 +132,9 @@ pub struct Summary {
     /// Wall time in seconds.
     pub seconds: f64,
 }
+
+impl From<StageError> for Failure {
+    fn from(error: StageError) -> Self {
+        Self { error, log: None, log_tail: String::new() }
+    }
+}
