@@ -4,7 +4,7 @@ use std::env::var;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use trestle_engine::job::{Job, end_with_parent};
+use trestle_engine::job::Job;
 use trestle_stages::hub_file::Settings;
 use trestle_stages::nn::parallel::form_team;
 
@@ -13,7 +13,6 @@ use crate::memory;
 
 /// Runs a job file; messages go to standard output.
 pub fn job(file: &Path) -> Result<ExitCode, Fail> {
-    end_with_parent().map_err(|e| Fail::message(format!("cannot tie this process to its parent: {e}")))?;
     memory::keep();
     let job = Job::read(file)?;
     let cannot = |error: &dyn std::fmt::Display| Fail::message(format!("cannot start {} threads: {error}", job.threads));

@@ -274,7 +274,7 @@ pub fn interruptible() -> Result<Cancel, Fail> {
             signal_hook::flag::register_conditional_default(signal, Arc::clone(&unheard))?;
             signal_hook::low_level::pipe::register(signal, write.try_clone()?)?;
         }
-        Cancel::by_calls(read.into(), unheard, || drop(std::thread::spawn(end_soon)))
+        Cancel::new(read.into(), unheard, || drop(std::thread::spawn(end_soon)))
     };
     make().map_err(|e: std::io::Error| Fail::message(format!("cannot listen for Ctrl-C: {e}")))
 }

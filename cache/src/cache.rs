@@ -378,7 +378,7 @@ impl Cache {
     /// that it has it. After a loss of power in between it is made again.
     ///
     /// # Errors
-    /// [`Error::Io`] names what cannot be written, or synced where the system does not say whether it was started anew.
+    /// [`Error::Io`] names what cannot be synced, where no mark can be left.
     pub fn leave(&self) -> Result<()> {
         self.store.leave()
     }

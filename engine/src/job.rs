@@ -153,13 +153,3 @@ fn peak_rss_kib() -> Option<u64> {
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     line.trim().trim_end_matches(" kB").trim().parse().ok()
 }
-
-/// Ends this process when the one that started it dies, however that dies: a job whose engine is gone works for nobody.
-///
-/// # Errors
-/// If the system refuses.
-pub fn end_with_parent() -> std::io::Result<()> {
-    #[cfg(target_os = "linux")]
-    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
-    Ok(())
-}

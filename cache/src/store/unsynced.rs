@@ -2,9 +2,9 @@
 //!
 //! What took a moment to make is not worth a wait for the disk: the system writes it within half a minute by itself. If the machine loses power before that, a
 //! file system may have kept a blob's name, size and times and not its bytes, and then whoever knows the blob by these would take it for what
-//! it was. So a mark is left before anybody relies on them: the file `unsynced`, which says in which start of the machine it was left, and by its
+//! it was. So a mark is left before the memo of the run is: the file `unsynced`, which says in which start of the machine it was left, and by its
 //! time since when. Found in another start, it says which blobs are to be read again. Nothing in it needs to have reached the disk itself:
-//! a mark that says nothing is of another start.
+//! a mark that says nothing is of another start. One that was copied with its cache says nothing of the copies.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Read};

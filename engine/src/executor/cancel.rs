@@ -14,7 +14,7 @@ struct Inner {
     level: AtomicU8,
     /// Readable once the request is made, so that it can be waited for beside other things.
     asked: [Signal; 2],
-    calls: Option<Calls>,
+    calls: Calls,
 }
 
 /// Calls to end from outside, such as Ctrl-C.
@@ -30,13 +30,11 @@ struct Calls {
 
 /// As long as it lives, somebody hears calls to end.
 #[derive(Debug)]
-pub struct Hearing(Option<Arc<AtomicBool>>);
+pub struct Hearing(Arc<AtomicBool>);
 
 impl Drop for Hearing {
     fn drop(&mut self) {
-        if let Some(unheard) = &self.0 {
-            unheard.store(true, Ordering::SeqCst);
-        }
+        self.0.store(true, Ordering::SeqCst);
     }
 }
 
@@ -60,39 +58,29 @@ impl Signal {
 }
 
 impl Cancel {
-    /// Nothing is asked for yet.
-    ///
-    /// # Errors
-    /// If the process has no file descriptors left.
-    pub fn new() -> io::Result<Self> {
-        Ok(Self(Arc::new(Inner { level: AtomicU8::new(0), asked: [Signal::new()?, Signal::new()?], calls: None })))
-    }
-
-    /// Each byte of `calls` is a call to end: the first asks for the end, the second ends everything now and does `at_kill`. They are heard by whoever
+    /// Nothing is asked for yet. Each byte of `calls` is a call to end: the first asks for the end, the second ends everything now and does `at_kill`. They are heard by whoever
     /// waits for a process, and by whoever asks whether the end was asked for, so that no thread is needed that only listens. `unheard` is set whenever
     /// nobody does: then whoever makes the calls is to end the process.
     ///
     /// # Errors
-    /// As [`Cancel::new`].
-    pub fn by_calls(calls: OwnedFd, unheard: Arc<AtomicBool>, at_kill: fn()) -> io::Result<Self> {
+    /// If the process has no file descriptors left.
+    pub fn new(calls: OwnedFd, unheard: Arc<AtomicBool>, at_kill: fn()) -> io::Result<Self> {
         rustix::fs::fcntl_setfl(&calls, rustix::fs::OFlags::NONBLOCK)?;
         unheard.store(true, Ordering::SeqCst);
-        let calls = Some(Calls { pipe: calls, heard: AtomicUsize::new(0), unheard, at_kill });
+        let calls = Calls { pipe: calls, heard: AtomicUsize::new(0), unheard, at_kill };
         Ok(Self(Arc::new(Inner { level: AtomicU8::new(0), asked: [Signal::new()?, Signal::new()?], calls })))
     }
 
     /// Says that calls are heard from now on.
     pub fn hearing(&self) -> Hearing {
-        let unheard = self.0.calls.as_ref().map(|calls| Arc::clone(&calls.unheard));
-        if let Some(unheard) = &unheard {
-            unheard.store(false, Ordering::SeqCst);
-        }
-        Hearing(unheard)
+        let unheard = &self.0.calls.unheard;
+        unheard.store(false, Ordering::SeqCst);
+        Hearing(Arc::clone(unheard))
     }
 
     /// Hears the calls that there are.
     pub fn hear(&self) {
-        let Some(calls) = &self.0.calls else { return };
+        let calls = &self.0.calls;
         let mut bytes = [0; 16];
         // Nothing there is an error too.
         while let Ok(count @ 1..) = rustix::io::read(&calls.pipe, &mut bytes) {
@@ -110,8 +98,8 @@ impl Cancel {
     }
 
     /// Readable while there are calls to hear.
-    pub fn calls_fd(&self) -> Option<BorrowedFd<'_>> {
-        self.0.calls.as_ref().map(|calls| calls.pipe.as_fd())
+    pub fn calls_fd(&self) -> BorrowedFd<'_> {
+        self.0.calls.pipe.as_fd()
     }
 
     /// Asks everything to end: SIGTERM, and SIGKILL after the grace time.

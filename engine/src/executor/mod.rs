@@ -25,7 +25,7 @@ use crate::pipeline::DEFAULT_SHELL;
 use crate::stage::{Progress, StageError};
 use process::{End, Limits, Stream, supervise};
 use sandbox::Domains;
-use start::{Launch, NotStarted};
+use start::Launch;
 
 /// What is to be run: a native stage's job file, or a command.
 #[derive(Debug, Clone)]
@@ -160,10 +160,7 @@ impl Local {
             stdout: theirs,
             stderr: output.handle()?,
         };
-        let child = launch.start(None).map_err(|why| match why {
-            NotStarted::Program(error) => not_started("this program", &error),
-            NotStarted::Domain(why) => failed(why),
-        })?;
+        let child = launch.start(None).map_err(|why| not_started("this program", &why.into()))?;
         let (mut log, mut notes) = (output.sink(), output.sink());
         // The child has its own ends of the pipes now; as long as there are others, the pipes have no end.
         drop(launch);

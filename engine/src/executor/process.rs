@@ -110,8 +110,8 @@ fn watch(group: Pid, limits: &Limits<'_>, streams: &mut [Stream<'_>]) -> io::Res
             fds.push(PollFd::from_borrowed_fd(asked, PollFlags::IN));
         }
         let calls = fds.len();
-        fds.extend(limits.cancel.calls_fd().map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
-        let outside = fds.len();
+        fds.push(PollFd::from_borrowed_fd(limits.cancel.calls_fd(), PollFlags::IN));
+        let ended = fds.len();
         fds.extend(exit.as_ref().map(|fd| PollFd::new(fd, PollFlags::IN)));
         let pipe = fds.len();
         fds.extend(streams.iter().filter(|stream| !stream.lines.closed).map(|stream| PollFd::new(&stream.lines.pipe, PollFlags::IN)));
@@ -125,8 +125,8 @@ fn watch(group: Pid, limits: &Limits<'_>, streams: &mut [Stream<'_>]) -> io::Res
         let ready = |at: usize| fds.get(at).is_some_and(|fd| !fd.revents().is_empty());
         let (told, has_lines) = (!killed && ready(0), (pipe..fds.len()).any(ready));
         // What a call asks for is readable at the next turn.
-        let is_called = outside > calls && ready(calls);
-        let may_have_ended = exit.is_none() || ready(outside);
+        let is_called = ready(calls);
+        let may_have_ended = exit.is_none() || ready(ended);
         drop(fds);
         if is_called {
             limits.cancel.hear();

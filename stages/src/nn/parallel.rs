@@ -316,6 +316,14 @@ mod tests {
         assert_eq!(count.into_inner(), 1000);
     }
 
+    fn is_carried_out(team: &Team) {
+        let count = AtomicUsize::new(0);
+        run_on(team, (0..64).into_par_iter(), |_| {
+            count.fetch_add(1, Ordering::Relaxed);
+        });
+        assert_eq!(count.into_inner(), 64);
+    }
+
     #[test]
     fn loops_of_two_threads_at_once_are_both_carried_out() {
         let team = Team::form(2).unwrap();
@@ -323,11 +331,7 @@ mod tests {
             for _ in 0..2 {
                 scope.spawn(|| {
                     for _ in 0..2000 {
-                        let count = AtomicUsize::new(0);
-                        run_on(team, (0..64).into_par_iter(), |_| {
-                            count.fetch_add(1, Ordering::Relaxed);
-                        });
-                        assert_eq!(count.into_inner(), 64);
+                        is_carried_out(team);
                     }
                 });
             }
@@ -341,11 +345,7 @@ mod tests {
         for bad in [0, 31, 63] {
             let loop_with_panic = || run_on(team, (0..64).into_par_iter(), |i| assert_ne!(i, bad));
             assert!(catch_unwind(AssertUnwindSafe(loop_with_panic)).is_err());
-            let count = AtomicUsize::new(0);
-            run_on(team, (0..64).into_par_iter(), |_| {
-                count.fetch_add(1, Ordering::Relaxed);
-            });
-            assert_eq!(count.into_inner(), 64);
+            is_carried_out(team);
         }
     }
 

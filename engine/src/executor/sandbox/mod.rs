@@ -64,8 +64,9 @@ impl Domains {
     /// # Errors
     /// If the sandbox that was asked for cannot be had.
     pub fn start(&self, launch: &Launch, network: bool) -> Result<(io::Result<Pid>, String), StageError> {
+        let without = || launch.start(None).map_err(io::Error::from);
         if self.asked == Sandbox::Off && network {
-            return Ok((without(launch), "folder".to_owned()));
+            return Ok((without(), "folder".to_owned()));
         }
         let domain = self.made[usize::from(!network)].get_or_init(|| Domain::make(self.asked, &self.closed, &self.open, network));
         let why = match domain.as_ref().map(|domain| (domain, launch.start(Some(domain)))) {
@@ -78,13 +79,6 @@ impl Domains {
             return Err(StageError::new(format!("the sandbox that this stage asks for cannot be had here: {why}"))
                 .help("`--sandbox auto` runs commands in folders of their own alone; `network: false` needs a kernel that can forbid it"));
         }
-        Ok((without(launch), "folder".to_owned()))
+        Ok((without(), "folder".to_owned()))
     }
-}
-
-fn without(launch: &Launch) -> io::Result<Pid> {
-    launch.start(None).map_err(|not_started| match not_started {
-        NotStarted::Domain(why) => io::Error::other(why),
-        NotStarted::Program(error) => error,
-    })
 }

@@ -37,14 +37,11 @@ struct Plan {
     failed: Option<(Step, c_int)>,
 }
 
-/// What a child does to itself.
+/// What a child could not do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Step {
-    Group,
-    Files,
-    Folder,
     Domain,
-    Program,
+    Other,
 }
 
 pub fn start(launch: &Launch, domain: Option<&Domain>) -> Result<Pid, NotStarted> {
@@ -132,15 +129,15 @@ unsafe fn become_program(plan: &Plan) -> Step {
         }
         reset_signals();
         if libc::setpgid(0, 0) == -1 {
-            return Step::Group;
+            return Step::Other;
         }
         for (number, file) in (0..).zip(plan.files) {
             if libc::dup2(file, number) == -1 {
-                return Step::Files;
+                return Step::Other;
             }
         }
         if libc::chdir(plan.folder) == -1 {
-            return Step::Folder;
+            return Step::Other;
         }
         if plan.network != NONE && libc::setns(plan.network, libc::CLONE_NEWNET) == -1 {
             return Step::Domain;
@@ -154,7 +151,7 @@ unsafe fn become_program(plan: &Plan) -> Step {
         // Files that this program was started with may lead to anywhere. A kernel that cannot close them all at once leaves them open.
         libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, 0);
         libc::execve(plan.program, plan.words, plan.env);
-        Step::Program
+        Step::Other
     }
 }
 

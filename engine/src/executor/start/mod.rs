@@ -54,6 +54,15 @@ impl From<io::Error> for NotStarted {
     }
 }
 
+impl From<NotStarted> for io::Error {
+    fn from(why: NotStarted) -> Self {
+        match why {
+            NotStarted::Domain(why) => Self::other(why),
+            NotStarted::Program(error) => error,
+        }
+    }
+}
+
 /// How a process ended, and what it took with the children that it waited for.
 #[derive(Debug)]
 pub struct Reaped {
