@@ -62,7 +62,7 @@ impl Default for Params {
 
 impl Stage for Generation {
     const KIND: &'static str = "generation";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const ABOUT: &'static str = "Generate labelled images from prompts, with or without a learned style";
     type Params = Params;
 

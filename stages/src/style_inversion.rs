@@ -69,7 +69,7 @@ impl Default for Params {
 
 impl Stage for StyleInversion {
     const KIND: &'static str = "style-inversion";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const ABOUT: &'static str = "Learn one token for the style of a whole image set, all else frozen";
     type Params = Params;
 

@@ -60,15 +60,17 @@ macro_rules! vectorised {
 }
 pub(crate) use vectorised;
 
+/// Runs `f`, which must be `#[inline(always)]`, compiled for AVX-512.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512vl,avx512dq,avx512bw,avx2,fma,bmi1,bmi2,popcnt")]
-fn run_avx512<R>(f: impl FnOnce() -> R) -> R {
+pub fn run_avx512<R>(f: impl FnOnce() -> R) -> R {
     f()
 }
 
+/// Runs `f`, which must be `#[inline(always)]`, compiled for AVX2.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,bmi1,bmi2,popcnt")]
-fn run_avx2<R>(f: impl FnOnce() -> R) -> R {
+pub fn run_avx2<R>(f: impl FnOnce() -> R) -> R {
     f()
 }
 

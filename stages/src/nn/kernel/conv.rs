@@ -5,7 +5,7 @@
 use crate::nn::parallel::Parallel;
 use rayon::prelude::*;
 
-use super::{Matrix, add, add_up, gemm, matmul, transposed, vectorised, with_scratch};
+use super::{Matrix, Shape, add, add_up, gemm, gemm_panels, matmul, transposed, vectorised, with_scratch};
 use crate::nn::storage::unwritten;
 
 /// Parts into which a sum over pixels is cut; each has a buffer of the size of the weights.
@@ -191,6 +191,12 @@ impl Conv {
         let mut y = unsafe { unwritten(self.pixels() * self.o) };
         let (patch, chunk) = (self.patch(), self.chunk());
         let (c, o) = self.group();
+        // The kernels of all groups, laid out for the products.
+        let shape = Shape { k: patch, n: o };
+        let mut room = vec![0.0; shape.len() * self.groups];
+        let panels: Vec<_> = (room.chunks_exact_mut(shape.len()).enumerate())
+            .map(|(group, room)| shape.pack_on_all(Matrix::new(&w[group * o..], self.o), room))
+            .collect();
         y.par_chunks_mut(chunk * self.o).enumerate().run(|(i, y)| {
             let pixels = y.len() / self.o;
             if let Some(bias) = then.bias {
@@ -201,13 +207,12 @@ impl Conv {
             let add = then.bias.is_some();
             if self.is_product() {
                 let x = Matrix::new(&x[i * chunk * c..], c);
-                gemm(pixels, o, c, y, o, add, x, Matrix::new(w, o));
+                gemm_panels(pixels, y, o, add, x, &panels[0]);
             } else {
                 with_scratch(pixels * patch, |rows| {
-                    for group in 0..self.groups {
+                    for (group, w) in panels.iter().enumerate() {
                         self.patches(x, i * chunk, group, rows);
-                        let w = Matrix::new(&w[group * o..], self.o);
-                        gemm(pixels, o, patch, &mut y[group * o..], self.o, add, Matrix::new(rows, patch), w);
+                        gemm_panels(pixels, &mut y[group * o..], self.o, add, Matrix::new(rows, patch), w);
                     }
                 });
             }
@@ -229,8 +234,7 @@ impl Conv {
         if self.is_product() {
             // SAFETY: the product writes all of dx and does not read it.
             let mut dx = unsafe { unwritten(self.n * self.h * self.w * self.c) };
-            let wt = transposed(w, self.c, self.o);
-            matmul(self.pixels(), self.c, self.o, &mut dx, Matrix::new(dy, self.o), Matrix::new(&wt, self.c));
+            matmul(self.pixels(), self.c, self.o, &mut dx, Matrix::new(dy, self.o), Matrix::new(w, self.o).t());
             return dx;
         }
         let [top, left, bottom, right] = self.pad;

@@ -6,7 +6,7 @@ use crate::nn::parallel::Parallel;
 use rayon::prelude::*;
 
 use super::conv::{Then, floor};
-use super::{Conv, Matrix, add_up, gemm, masked_with_sums, transposed, vectorised};
+use super::{Conv, Matrix, add_up, gemm, gemm_panels, masked_with_sums, vectorised, with_panels};
 use crate::nn::storage::unwritten;
 
 /// Pixels that one task takes.
@@ -35,13 +35,15 @@ impl Conv {
         // SAFETY: the first call writes the second half of every pixel, the loop the first one; neither reads.
         let mut y = unsafe { unwritten(self.pixels() * 2 * o) };
         self.half().winograd_into(x, w3, Then { bias: Some(b3), relu: true }, &mut y[o..]);
-        y.par_chunks_mut(PIXELS * 2 * o).zip(x.par_chunks(PIXELS * c)).run(|(y, x)| {
-            for y in y.chunks_exact_mut(2 * o) {
-                y[..o].copy_from_slice(b1);
-            }
-            gemm(x.len() / c, o, c, y, 2 * o, true, Matrix::new(x, c), Matrix::new(w1, o));
-            vectorised!(for y in y.chunks_exact_mut(2 * o) {
-                floor(&mut y[..o]);
+        with_panels(c, o, Matrix::new(w1, o), |w1| {
+            y.par_chunks_mut(PIXELS * 2 * o).zip(x.par_chunks(PIXELS * c)).run(|(y, x)| {
+                for y in y.chunks_exact_mut(2 * o) {
+                    y[..o].copy_from_slice(b1);
+                }
+                gemm_panels(x.len() / c, y, 2 * o, true, Matrix::new(x, c), w1);
+                vectorised!(for y in y.chunks_exact_mut(2 * o) {
+                    floor(&mut y[..o]);
+                });
             });
         });
         y
@@ -53,9 +55,10 @@ impl Conv {
         let (dy, db) = masked_with_sums(y, dy, 2 * o);
         let dx = wants_x.then(|| {
             let mut dx = self.half().winograd_input(&dy[o..], w3);
-            let wt = transposed(w1, c, o);
-            dx.par_chunks_mut(PIXELS * c).zip(dy.par_chunks(PIXELS * 2 * o)).run(|(dx, dy)| {
-                gemm(dx.len() / c, c, o, dx, c, true, Matrix::new(dy, 2 * o), Matrix::new(&wt, c));
+            with_panels(o, c, Matrix::new(w1, o).t(), |wt| {
+                dx.par_chunks_mut(PIXELS * c).zip(dy.par_chunks(PIXELS * 2 * o)).run(|(dx, dy)| {
+                    gemm_panels(dx.len() / c, dx, c, true, Matrix::new(dy, 2 * o), wt);
+                });
             });
             dx
         });

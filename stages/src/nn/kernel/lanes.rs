@@ -17,6 +17,11 @@ pub trait Lanes: Copy {
     fn fma(self, factor: f32, other: Self) -> Self;
     /// `max(self, 0)`; what is not a number stays.
     fn floor(self) -> Self;
+    /// Runs `f`, which must be `#[inline(always)]`, compiled for the instruction set.
+    ///
+    /// # Safety
+    /// The machine has it.
+    unsafe fn with<R>(f: impl FnOnce() -> R) -> R;
 }
 
 /// Plain arrays, for every machine.
@@ -60,6 +65,11 @@ impl Lanes for [f32; 4] {
     fn floor(self) -> Self {
         std::array::from_fn(|i| if self[i] < 0.0 { 0.0 } else { self[i] })
     }
+
+    #[inline(always)]
+    unsafe fn with<R>(f: impl FnOnce() -> R) -> R {
+        f()
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -73,7 +83,7 @@ mod x86 {
 
     /// The lanes of a register type; each of its functions is called only below [`for_lanes`](super::for_lanes), which has seen the instruction set.
     macro_rules! register {
-        ($name:ident, $type:ty, $count:literal, $zero:ident, $load:ident, $store:ident, $add:ident, $sub:ident, $fma:ident, $splat:ident, $max:ident) => {
+        ($name:ident, $type:ty, $count:literal, $zero:ident, $load:ident, $store:ident, $add:ident, $sub:ident, $fma:ident, $splat:ident, $max:ident, $run:ident) => {
             /// A register.
             #[derive(Clone, Copy)]
             pub struct $name($type);
@@ -123,6 +133,12 @@ mod x86 {
                     // SAFETY: the instruction set was seen.
                     Self(unsafe { $max($zero(), self.0) })
                 }
+
+                #[inline(always)]
+                unsafe fn with<R>(f: impl FnOnce() -> R) -> R {
+                    // SAFETY: the caller's promise.
+                    unsafe { crate::nn::simd::$run(f) }
+                }
             }
         };
     }
@@ -138,7 +154,8 @@ mod x86 {
         _mm256_sub_ps,
         _mm256_fmadd_ps,
         _mm256_set1_ps,
-        _mm256_max_ps
+        _mm256_max_ps,
+        run_avx2
     );
     register!(
         Sixteen,
@@ -151,23 +168,61 @@ mod x86 {
         _mm512_sub_ps,
         _mm512_fmadd_ps,
         _mm512_set1_ps,
-        _mm512_max_ps
+        _mm512_max_ps,
+        run_avx512
     );
 }
 
-/// Runs `$work` with `$lanes` as the widest vector type of this machine.
+/// Runs `$work` with `$lanes` as the widest vector type of this machine, whose instruction set it turns to [itself](Lanes::with).
+macro_rules! choose_lanes {
+    ($lanes:ident => $work:expr) => {
+        match $crate::nn::simd::level() {
+            #[cfg(target_arch = "x86_64")]
+            $crate::nn::simd::Level::Avx512 => {
+                type $lanes = $crate::nn::kernel::lanes::Sixteen;
+                $work
+            }
+            #[cfg(target_arch = "x86_64")]
+            $crate::nn::simd::Level::Avx2 => {
+                type $lanes = $crate::nn::kernel::lanes::Eight;
+                $work
+            }
+            _ => {
+                type $lanes = [f32; 4];
+                $work
+            }
+        }
+    };
+}
+pub(crate) use choose_lanes;
+
+/// Runs `$work` with `$lanes` as the widest vector type of this machine, compiled for its instruction set.
 macro_rules! for_lanes {
     ($lanes:ident => $work:expr) => {
         match $crate::nn::simd::level() {
             #[cfg(target_arch = "x86_64")]
             $crate::nn::simd::Level::Avx512 => {
                 type $lanes = $crate::nn::kernel::lanes::Sixteen;
-                $crate::nn::simd::vectorised!($work)
+                // SAFETY: `level` has seen these features.
+                #[allow(unused_unsafe, clippy::redundant_closure_call)]
+                unsafe {
+                    $crate::nn::simd::run_avx512(
+                        #[inline(always)]
+                        || $work,
+                    )
+                }
             }
             #[cfg(target_arch = "x86_64")]
             $crate::nn::simd::Level::Avx2 => {
                 type $lanes = $crate::nn::kernel::lanes::Eight;
-                $crate::nn::simd::vectorised!($work)
+                // SAFETY: as above.
+                #[allow(unused_unsafe, clippy::redundant_closure_call)]
+                unsafe {
+                    $crate::nn::simd::run_avx2(
+                        #[inline(always)]
+                        || $work,
+                    )
+                }
             }
             _ => {
                 type $lanes = [f32; 4];

@@ -9,7 +9,7 @@ use rayon::prelude::*;
 
 use super::conv::Then;
 use super::lanes::{Lanes, for_lanes};
-use super::{Conv, Matrix, add, gemm, transposed, with_scratch};
+use super::{Conv, Matrix, Panels, Shape, add, gemm, gemm_panels, transposed, with_scratch};
 use crate::nn::simd::vectorised;
 use crate::nn::storage::unwritten;
 
@@ -17,6 +17,8 @@ use crate::nn::storage::unwritten;
 const WIDTH: usize = 16;
 /// Places of a transformed tile.
 const PLACES: usize = 36;
+/// Values between the matrices of two places: what is written to all of them at once would, at the distance of a power of two, have one place in a cache.
+const GAP: usize = 16;
 /// Parts into which a sum over tiles is cut, where its buffers are small enough.
 const PARTS: usize = 4;
 /// Values up to which the parts' buffers together stay in cache.
@@ -215,17 +217,17 @@ fn weighted<V: Lanes, const N: usize>(values: [V; N], factors: [f32; N]) -> V {
     sum
 }
 
-/// G·g·Gᵀ of `V::COUNT` neighbouring kernels: place k from `w + k * stride`, to `u + k * stride`.
+/// G·g·Gᵀ of `V::COUNT` neighbouring kernels: place k from `w + k * from`, to `u + k * to`.
 ///
 /// # Safety
-/// `w` holds 9 times and `u` 36 times `stride` values, and the machine has the lanes.
+/// `w` holds 9 times `from` and `u` 36 times `to` values, and the machine has the lanes.
 #[inline(always)]
-unsafe fn weight<V: Lanes>(w: *const f32, u: *mut f32, stride: usize) {
+unsafe fn weight<V: Lanes>(w: *const f32, u: *mut f32, from: usize, to: usize) {
     // SAFETY: as above.
     unsafe {
         let mut g = [[V::zero(); 3]; 3];
         for place in 0..9 {
-            g[place / 3][place % 3] = V::load(w.add(place * stride));
+            g[place / 3][place % 3] = V::load(w.add(place * from));
         }
         for i in 0..6 {
             let mut row = [V::zero(); 3];
@@ -233,7 +235,7 @@ unsafe fn weight<V: Lanes>(w: *const f32, u: *mut f32, stride: usize) {
                 row[j] = weighted([g[0][j], g[1][j], g[2][j]], G[i]);
             }
             for j in 0..6 {
-                weighted(row, G[j]).store(u.add((i * 6 + j) * stride));
+                weighted(row, G[j]).store(u.add((i * 6 + j) * to));
             }
         }
     }
@@ -269,9 +271,9 @@ unsafe fn weight_back<V: Lanes>(du: *const f32, dw: *mut f32, stride: usize) {
 /// Tiles that one task takes: their two intermediates stay in the second-level cache.
 fn chunk(channels: usize) -> usize {
     match channels {
-        0..=128 => 64,
+        0..=128 => 60,
         129..=256 => 48,
-        _ => 32,
+        _ => 36,
     }
 }
 
@@ -289,17 +291,23 @@ impl Conv {
         self.n * self.h.div_ceil(4) * self.w.div_ceil(4)
     }
 
-    /// All kernels transformed, `[36, c, o]`, into `u`.
-    fn transformed(w: &[f32], u: &mut [f32]) {
-        let size = w.len() / 9;
+    /// All kernels transformed into `u`: 36 matrices `[c, o]`, each laid out in panels, in the order of which they are made.
+    fn transformed(&self, w: &[f32], u: &mut [f32]) {
+        let (size, shape) = (w.len() / 9, self.kernels());
         let u = Shared(u.as_mut_ptr());
         (0..size / WIDTH).into_par_iter().with_min_len(64).run(|i| {
-            let at = i * WIDTH;
-            for_lanes!(V => for j in (at..at + WIDTH).step_by(V::COUNT) {
-                // SAFETY: `w` holds 9 and `u` 36 times `size` values, and j stays below `size`.
-                unsafe { weight::<V>(w.as_ptr().add(j), u.at(j), size) };
+            let (row, column) = shape.at(i * WIDTH);
+            let from = row * self.o + column;
+            for_lanes!(V => for j in (0..WIDTH).step_by(V::COUNT) {
+                // SAFETY: `w` holds 9 times `size` values and `u` 36 times with a gap, both places stay below `size`.
+                unsafe { weight::<V>(w.as_ptr().add(from + j), u.at(i * WIDTH + j), size, size + GAP) };
             });
         });
+    }
+
+    /// One of the 36 matrices.
+    fn kernels(&self) -> Shape {
+        Shape { k: self.c, n: self.o }
     }
 
     /// Whether slices hold the images and the results, of which other channels may lie between.
@@ -324,25 +332,26 @@ impl Conv {
         let fits = self.holds(x.len(), y.len()) && w.len() == 9 * c * o && then.bias.is_none_or(|bias| bias.len() == o);
         assert!(fits, "a convolution's tensors have its shape");
         let target = Shared(y.as_mut_ptr());
-        with_scratch(PLACES * c * o, |u| {
-            Self::transformed(w, u);
+        with_scratch(PLACES * (c * o + GAP), |u| {
+            self.transformed(w, u);
             let (u, size) = (&*u, chunk(c + o));
             (0..self.tiles().div_ceil(size)).into_par_iter().run(|i| {
                 let tiles = i * size..((i + 1) * size).min(self.tiles());
                 let count = tiles.len();
-                with_scratch(PLACES * count * (c + o), |scratch| {
-                    let (v, m) = scratch.split_at_mut(PLACES * count * c);
+                let (v_step, m_step) = (count * c + GAP, count * o + GAP);
+                with_scratch(PLACES * (v_step + m_step), |scratch| {
+                    let (v, m) = scratch.split_at_mut(PLACES * v_step);
                     for_lanes!(V => for (j, t) in tiles.clone().enumerate() {
-                        // SAFETY: `v` holds 36 times `count` tiles, j is below `count`.
-                        unsafe { from.input::<V>(x.as_ptr(), t, v.as_mut_ptr().add(j * c), count * c) };
+                        // SAFETY: `v` holds 36 times `count` tiles with gaps, j is below `count`.
+                        unsafe { from.input::<V>(x.as_ptr(), t, v.as_mut_ptr().add(j * c), v_step) };
                     });
                     for k in 0..PLACES {
-                        let (v, u) = (Matrix::new(&v[k * count * c..], c), Matrix::new(&u[k * c * o..], o));
-                        gemm(count, o, c, &mut m[k * count * o..], o, false, v, u);
+                        let u = Panels::new(&u[k * (c * o + GAP)..], self.kernels());
+                        gemm_panels(count, &mut m[k * m_step..], o, false, Matrix::new(&v[k * v_step..], c), &u);
                     }
                     for_lanes!(V => for (j, t) in tiles.clone().enumerate() {
-                        // SAFETY: `m` holds 36 times `count` tiles; no other task has tile t.
-                        unsafe { to.output::<V>(m.as_ptr().add(j * o), t, target.at(0), count * o, then) };
+                        // SAFETY: `m` holds 36 times `count` tiles with gaps; no other task has tile t.
+                        unsafe { to.output::<V>(m.as_ptr().add(j * o), t, target.at(0), m_step, then) };
                     });
                 });
             });
@@ -370,20 +379,21 @@ impl Conv {
             });
         }
         let tiles = self.tiles();
-        with_scratch(size + PLACES * tiles * (c + o), |scratch| {
+        let (v_step, e_step) = (tiles * c + GAP, tiles * o + GAP);
+        with_scratch(size + PLACES * (v_step + e_step), |scratch| {
             let (du, rest) = scratch.split_at_mut(size);
-            let (v, e) = rest.split_at_mut(PLACES * tiles * c);
+            let (v, e) = rest.split_at_mut(PLACES * v_step);
             self.transform_both(x, dy, 0, tiles, v, e);
             let (v, e) = (&*v, &*e);
             du.par_chunks_mut(c * o).enumerate().run(|(k, du)| {
-                let (v, e) = (Matrix::new(&v[k * tiles * c..], c), Matrix::new(&e[k * tiles * o..], o));
+                let (v, e) = (Matrix::new(&v[k * v_step..], c), Matrix::new(&e[k * e_step..], o));
                 gemm(c, o, tiles, du, o, false, v.t(), e);
             });
             Self::weights_back(du)
         })
     }
 
-    /// The tiles `from..to` of image and gradient, transformed: `[36, tiles, c]` and `[36, tiles, o]`.
+    /// The tiles `from..to` of image and gradient, transformed: `[36, tiles, c]` and `[36, tiles, o]`, with gaps.
     fn transform_both(&self, x: &[f32], dy: &[f32], from: usize, to: usize, v: &mut [f32], e: &mut [f32]) {
         let (c, o, count) = (self.c, self.o, to - from);
         let (image, result) = (Tiles::new(self, c, self.x_row), Tiles::new(self, o, self.y_row));
@@ -391,8 +401,8 @@ impl Conv {
         (0..count).into_par_iter().with_min_len(16).run(|j| {
             // SAFETY: both buffers hold 36 times `count` tiles, j is below `count`, and no other task has it.
             for_lanes!(V => unsafe {
-                image.input::<V>(x.as_ptr(), from + j, v.at(j * c), count * c);
-                result.output_back::<V>(dy.as_ptr(), from + j, e.at(j * o), count * o);
+                image.input::<V>(x.as_ptr(), from + j, v.at(j * c), count * c + GAP);
+                result.output_back::<V>(dy.as_ptr(), from + j, e.at(j * o), count * o + GAP);
             });
         });
     }
@@ -405,18 +415,19 @@ impl Conv {
         for i in chunks * part / PARTS..chunks * (part + 1) / PARTS {
             let (from, to) = (i * size, ((i + 1) * size).min(self.tiles()));
             let count = to - from;
-            with_scratch(PLACES * count * (c + o), |scratch| {
-                let (v, e) = scratch.split_at_mut(PLACES * count * c);
+            let (v_step, e_step) = (count * c + GAP, count * o + GAP);
+            with_scratch(PLACES * (v_step + e_step), |scratch| {
+                let (v, e) = scratch.split_at_mut(PLACES * v_step);
                 let (image, result) = (Tiles::new(self, c, self.x_row), Tiles::new(self, o, self.y_row));
                 for_lanes!(V => for j in 0..count {
                     // SAFETY: both buffers hold 36 times `count` tiles, and j is below `count`.
                     unsafe {
-                        image.input::<V>(x.as_ptr(), from + j, v.as_mut_ptr().add(j * c), count * c);
-                        result.output_back::<V>(dy.as_ptr(), from + j, e.as_mut_ptr().add(j * o), count * o);
+                        image.input::<V>(x.as_ptr(), from + j, v.as_mut_ptr().add(j * c), v_step);
+                        result.output_back::<V>(dy.as_ptr(), from + j, e.as_mut_ptr().add(j * o), e_step);
                     }
                 });
                 for k in 0..PLACES {
-                    let (v, e) = (Matrix::new(&v[k * count * c..], c), Matrix::new(&e[k * count * o..], o));
+                    let (v, e) = (Matrix::new(&v[k * v_step..], c), Matrix::new(&e[k * e_step..], o));
                     gemm(c, o, count, &mut du[k * c * o..], o, true, v.t(), e);
                 }
             });

@@ -8,14 +8,20 @@ use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tenso
 use rayon::prelude::*;
 
 use super::activation::{GeluErf, Scalar};
-use crate::nn::kernel::{self, Matrix, add, column_sums, transposed};
+use crate::nn::kernel::{self, Matrix, Panels, add, column_sums, with_scratch};
 use crate::nn::math::map2;
 use crate::nn::simd::vectorised;
 use crate::nn::storage::{gradient, output, slice, unwritten, with};
 use crate::nn::tape::{apply2, apply3, reshape};
 
 /// Rows that one task takes where something follows the product: they stay in the second-level cache.
-const ROWS: usize = 256;
+const ROWS: usize = 216;
+/// Rows that are read once for all gradients, which have to stay there too.
+const FEW_ROWS: usize = 120;
+/// Parts of the rows whose sums are made apart.
+const PARTS: usize = 8;
+/// Weights above which they are not.
+const LARGE: usize = 1 << 20;
 
 /// `[m, k] · [k, n]`, with a bias or without, and perhaps GELU.
 struct Linear {
@@ -36,27 +42,25 @@ impl Linear {
         let &Self { m, k, n, .. } = self;
         // SAFETY: the product writes all of y and does not read it.
         let mut y = unsafe { unwritten(m * n) };
-        if !self.gelu {
-            kernel::matmul(m, n, k, &mut y, Matrix::new(x, k), Matrix::new(w, n));
+        let follow = |y: &mut [f32]| {
             if let Some(bias) = bias {
-                y.par_chunks_mut(ROWS * n).run(|y| {
-                    vectorised!(add_bias(y, bias));
-                });
+                vectorised!(add_bias(y, bias));
             }
+        };
+        if !self.gelu {
+            kernel::matmul_then(m, n, k, &mut y, Matrix::new(x, k), Matrix::new(w, n), follow);
             return output(y, (m, n));
         }
         // SAFETY: as above.
         let mut before = unsafe { unwritten(m * n) };
-        let rows = y.par_chunks_mut(ROWS * n).zip(before.par_chunks_mut(ROWS * n)).zip(x.par_chunks(ROWS * k));
-        rows.run(|((y, before), x)| {
-            kernel::gemm(y.len() / n, n, k, before, n, false, Matrix::new(x, k), Matrix::new(w, n));
-            vectorised!({
-                if let Some(bias) = bias {
-                    add_bias(before, bias);
-                }
-                for (y, v) in y.iter_mut().zip(before) {
+        kernel::with_panels(k, n, Matrix::new(w, n), |w| {
+            let rows = y.par_chunks_mut(ROWS * n).zip(before.par_chunks_mut(ROWS * n)).zip(x.par_chunks(ROWS * k));
+            rows.run(|((y, before), x)| {
+                kernel::gemm_panels(y.len() / n, before, n, false, Matrix::new(x, k), w);
+                follow(before);
+                vectorised!(for (y, v) in y.iter_mut().zip(before) {
                     *y = GeluErf::value(*v);
-                }
+                });
             });
         });
         // A second forward pass of one op does not happen: every call makes its own.
@@ -64,8 +68,84 @@ impl Linear {
         output(y, (m, n))
     }
 
-    /// Gradients of x, w and the bias.
+    /// Gradients of x, w and the bias: a few rows at a time, so that what all three need of them is read from memory once.
     fn backward(&self, x: &Tensor, w: &Tensor, bias: Option<&Tensor>, dy: &[f32]) -> Result<[Option<Tensor>; 3]> {
+        let &Self { m, k, n, .. } = self;
+        let wants_x = x.track_op();
+        let wants_bias = bias.is_some_and(Tensor::track_op);
+        // Where the weights are large, or nobody asks for their gradient, parts of it would cost more than they bring.
+        let parts = if !w.track_op() || k * n > LARGE || m < PARTS * ROWS { 1 } else { PARTS };
+        if parts == 1 {
+            return self.backward_apart(x, w, bias, dy);
+        }
+        // SAFETY: every part writes its rows, all of them, and its sums, and does not read them before.
+        let (mut dx, mut dw) = unsafe { (unwritten(if wants_x { m * k } else { 0 }), unwritten(k * n)) };
+        let rows = m.div_ceil(parts);
+        let db = with(x, |x| {
+            with(w, |w| {
+                with_scratch((parts - 1) * k * n, |sums| {
+                    let places = std::iter::once(&mut *dw).chain(sums.chunks_exact_mut(k * n)).collect::<Vec<_>>();
+                    let operands = places.into_par_iter().zip(x.par_chunks(rows * k)).zip(dy.par_chunks(rows * n)).enumerate();
+                    let db = if wants_x {
+                        kernel::with_panels(n, k, Matrix::new(w, n).t(), |w| {
+                            let part = |((i, ((dw, x), dy)), dx)| self.backward_part([x, dy], i * rows, Some((w, dx)), dw, wants_bias);
+                            operands.zip(dx.par_chunks_mut(rows * k)).gather(part)
+                        })
+                    } else {
+                        operands.gather(|(i, ((dw, x), dy))| self.backward_part([x, dy], i * rows, None, dw, wants_bias))
+                    };
+                    for sum in sums.chunks_exact(k * n) {
+                        vectorised!(add(&mut dw, sum));
+                    }
+                    Ok(db)
+                })
+            })
+        })?;
+        let db = bias.filter(|_| wants_bias).map(|bias| gradient(kernel::add_up(db), bias)).transpose()?;
+        Ok([wants_x.then(|| gradient(dx, x)).transpose()?, Some(gradient(dw, w)?), db])
+    }
+
+    /// Gradients of the rows from `first` on of x, and the sums over these rows that are those of w, in `dw`, and of the bias.
+    fn backward_part(
+        &self,
+        [x, dy]: [&[f32]; 2],
+        first: usize,
+        mut wt_and_dx: Option<(&Panels<'_>, &mut [f32])>,
+        dw: &mut [f32],
+        wants_bias: bool,
+    ) -> Vec<f32> {
+        let &Self { k, n, .. } = self;
+        let mut db = vec![0.0; if wants_bias { n } else { 0 }];
+        let before = self.before.get();
+        with_scratch(if before.is_some() { FEW_ROWS * n } else { 0 }, |inner| {
+            for (chunk, (x, dy)) in x.chunks(FEW_ROWS * k).zip(dy.chunks(FEW_ROWS * n)).enumerate() {
+                let dy = match before {
+                    None => dy,
+                    Some(before) => {
+                        let before = &before[(first + chunk * FEW_ROWS) * n..][..dy.len()];
+                        vectorised!(for ((inner, v), d) in inner.iter_mut().zip(before).zip(dy) {
+                            *inner = d * GeluErf::slope(*v);
+                        });
+                        &inner[..dy.len()]
+                    }
+                };
+                if wants_bias {
+                    vectorised!(for dy in dy.chunks_exact(n) {
+                        add(&mut db, dy);
+                    });
+                }
+                let rows = dy.len() / n;
+                if let Some((wt, dx)) = &mut wt_and_dx {
+                    kernel::gemm_panels(rows, &mut dx[chunk * FEW_ROWS * k..], k, false, Matrix::new(dy, n), wt);
+                }
+                kernel::gemm(k, n, rows, dw, n, chunk > 0, Matrix::new(x, k).t(), Matrix::new(dy, n));
+            }
+        });
+        db
+    }
+
+    /// [`backward`](Self::backward), one after the other.
+    fn backward_apart(&self, x: &Tensor, w: &Tensor, bias: Option<&Tensor>, dy: &[f32]) -> Result<[Option<Tensor>; 3]> {
         let &Self { m, k, n, .. } = self;
         let inner;
         let dy = match self.before.get() {
@@ -78,15 +158,17 @@ impl Linear {
         let dx = || {
             // SAFETY: as in the forward pass.
             let mut dx = unsafe { unwritten(m * k) };
-            let wt = with(w, |w| Ok(transposed(w, k, n)))?;
-            kernel::matmul(m, k, n, &mut dx, Matrix::new(dy, n), Matrix::new(&wt, k));
+            with(w, |w| {
+                kernel::matmul(m, k, n, &mut dx, Matrix::new(dy, n), Matrix::new(w, n).t());
+                Ok(())
+            })?;
             gradient(dx, x)
         };
         let dw = || {
             // SAFETY: as in the forward pass.
             let mut dw = unsafe { unwritten(k * n) };
             with(x, |x| {
-                kernel::matmul_of_columns(k, n, m, &mut dw, x, dy);
+                kernel::matmul(k, n, m, &mut dw, Matrix::new(x, k).t(), Matrix::new(dy, n));
                 Ok(())
             })?;
             gradient(dw, w)
@@ -187,7 +269,8 @@ struct Batched {
 impl Batched {
     /// One product a task; `f` gives the operands of product `i`.
     fn each<'a>(b: usize, m: usize, n: usize, k: usize, f: impl Fn(usize) -> (Matrix<'a>, Matrix<'a>) + Sync) -> Vec<f32> {
-        let mut y = vec![0.0; b * m * n];
+        // SAFETY: every product writes its part, and does not read what was there.
+        let mut y = unsafe { unwritten(b * m * n) };
         y.par_chunks_mut((m * n).max(1)).enumerate().run(|(i, y)| {
             let (a, b) = f(i);
             kernel::gemm(m, n, k, y, n, false, a, b);

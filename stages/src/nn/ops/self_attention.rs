@@ -1,4 +1,5 @@
 //! Attention: of tokens to each other, whose queries, keys and values are read where one product has put them, and of tokens to others.
+#![allow(unsafe_code, reason = "results that are written whole need not be filled with zeros first")]
 
 use std::sync::OnceLock;
 
@@ -9,7 +10,7 @@ use rayon::prelude::*;
 use crate::nn::kernel::{Matrix, gemm, with_scratch};
 use crate::nn::math::exp;
 use crate::nn::simd::vectorised;
-use crate::nn::storage::{gradient, output, slice, with};
+use crate::nn::storage::{gradient, output, slice, unwritten, with};
 use crate::nn::tape::{apply1, apply3};
 
 /// Sums that run beside each other: a fixed number, so that every machine adds in the same order.
@@ -147,7 +148,8 @@ impl SelfAttention {
     fn forward(&self, qkv: &[f32]) -> Vec<f32> {
         let (t, d, c) = (self.tokens, self.d, self.width());
         let n = qkv.len() / (3 * t * c);
-        let (mut y, mut weights) = (vec![0.0; n * t * c], vec![0.0; n * self.heads * t * t]);
+        // SAFETY: every head's products write its weights and its part of y, and do not read what was there.
+        let (mut y, mut weights) = unsafe { (unwritten(n * t * c), unwritten(n * self.heads * t * t)) };
         (y.par_chunks_mut(t * c).zip(weights.par_chunks_mut(self.heads * t * t)).zip(qkv.par_chunks(3 * t * c))).run(
             |((y, weights), qkv)| {
                 for (head, p) in weights.chunks_exact_mut(t * t).enumerate() {
@@ -162,7 +164,8 @@ impl SelfAttention {
 
     fn backward(&self, qkv: &[f32], weights: &[f32], dy: &[f32]) -> Vec<f32> {
         let (t, d, c) = (self.tokens, self.d, self.width());
-        let mut dqkv = vec![0.0; qkv.len()];
+        // SAFETY: every head writes its queries', keys' and values' gradients, and does not read what was there.
+        let mut dqkv = unsafe { unwritten(qkv.len()) };
         (dqkv.par_chunks_mut(3 * t * c).zip(qkv.par_chunks(3 * t * c)).zip(dy.par_chunks(t * c)))
             .zip(weights.par_chunks(self.heads * t * t))
             .run(|(((dqkv, qkv), dy), weights)| {
@@ -225,7 +228,8 @@ impl Attention {
 
     fn forward(&self, q: &[f32], k: &[f32], v: &[f32]) -> Vec<f32> {
         let (Head { t, s, d }, c) = (self.head, self.width());
-        let (mut y, mut weights) = (vec![0.0; q.len()], vec![0.0; q.len() / c * self.heads * s]);
+        // SAFETY: every head's products write its weights and its part of y, and do not read what was there.
+        let (mut y, mut weights) = unsafe { (unwritten(q.len()), unwritten(q.len() / c * self.heads * s)) };
         (y.par_chunks_mut(t * c).zip(weights.par_chunks_mut(self.heads * t * s)))
             .zip(q.par_chunks(t * c).zip(k.par_chunks(s * c)).zip(v.par_chunks(s * c)))
             .run(|((y, weights), ((q, k), v))| {
@@ -240,7 +244,8 @@ impl Attention {
 
     fn backward(&self, q: &[f32], k: &[f32], v: &[f32], weights: &[f32], dy: &[f32]) -> [Vec<f32>; 3] {
         let (Head { t, s, d }, c) = (self.head, self.width());
-        let (mut dq, mut dk, mut dv) = (vec![0.0; q.len()], vec![0.0; k.len()], vec![0.0; v.len()]);
+        // SAFETY: every head writes its part of all three, and does not read what was there.
+        let (mut dq, mut dk, mut dv) = unsafe { (unwritten(q.len()), unwritten(k.len()), unwritten(v.len())) };
         (dq.par_chunks_mut(t * c).zip(dk.par_chunks_mut(s * c)).zip(dv.par_chunks_mut(s * c)))
             .zip(q.par_chunks(t * c).zip(k.par_chunks(s * c)).zip(v.par_chunks(s * c)))
             .zip(weights.par_chunks(self.heads * t * s).zip(dy.par_chunks(t * c)))
