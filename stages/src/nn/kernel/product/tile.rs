@@ -11,7 +11,7 @@ const HIGHEST: usize = 8;
 pub const COPIED: usize = 24;
 /// Columns of a panel, and of the widest tile.
 pub const PANEL: usize = 64;
-/// The most terms that are added up at once: as many rows of a panel, and those of a copy, stay in the first-level cache.
+/// The most terms that are added up at once: so many rows of a panel are 64 KiB, the copied rows 24.
 pub const DEEPEST: usize = 256;
 /// Values from row to row that, with multiples, are the distance at which rows drive each other out of the first-level cache.
 const ALIASED: usize = 1024;
