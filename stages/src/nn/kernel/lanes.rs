@@ -199,36 +199,16 @@ pub(crate) use choose_lanes;
 /// Runs `$work` with `$lanes` as the widest vector type of this machine, compiled for its instruction set.
 macro_rules! for_lanes {
     ($lanes:ident => $work:expr) => {
-        match $crate::nn::simd::level() {
-            #[cfg(target_arch = "x86_64")]
-            $crate::nn::simd::Level::Avx512 => {
-                type $lanes = $crate::nn::kernel::lanes::Sixteen;
-                // SAFETY: `level` has seen these features.
-                #[allow(unused_unsafe, clippy::redundant_closure_call)]
-                unsafe {
-                    $crate::nn::simd::run_avx512(
-                        #[inline(always)]
-                        || $work,
-                    )
-                }
+        $crate::nn::kernel::lanes::choose_lanes!($lanes => {
+            // SAFETY: the machine has the lanes that were chosen.
+            #[allow(unused_unsafe, clippy::redundant_closure_call)]
+            unsafe {
+                <$lanes as $crate::nn::kernel::lanes::Lanes>::with(
+                    #[inline(always)]
+                    || $work,
+                )
             }
-            #[cfg(target_arch = "x86_64")]
-            $crate::nn::simd::Level::Avx2 => {
-                type $lanes = $crate::nn::kernel::lanes::Eight;
-                // SAFETY: as above.
-                #[allow(unused_unsafe, clippy::redundant_closure_call)]
-                unsafe {
-                    $crate::nn::simd::run_avx2(
-                        #[inline(always)]
-                        || $work,
-                    )
-                }
-            }
-            _ => {
-                type $lanes = [f32; 4];
-                $work
-            }
-        }
+        })
     };
 }
 pub(crate) use for_lanes;

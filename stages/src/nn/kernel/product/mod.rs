@@ -16,10 +16,10 @@ mod panels;
 mod tile;
 
 pub use panels::{Panels, Shape};
-use tile::{COPIED, Left, PANEL, Right, Rows, Target};
+use tile::{BAND, Band, Left, PANEL, Right, Target};
 
 /// Rows of a product that one task computes.
-const ROWS: usize = 9 * COPIED;
+const ROWS: usize = 9 * BAND;
 /// Columns of a product that one task computes when there are few rows.
 const COLUMNS: usize = 256;
 /// Rows up to which the right operand is read where it lies.
@@ -122,7 +122,7 @@ unsafe fn past_panels<V: Lanes>(m: usize, part: &std::ops::Range<usize>, a: Left
     while i < m {
         // SAFETY: rows from i on, and columns from j on, are the caller's.
         unsafe {
-            let rows = Rows::new::<V>(a.row(i), m - i, part.len(), room);
+            let rows = Band::new::<V>(a.row(i), m - i, part.len(), room);
             let mut j = 0;
             while j < n {
                 let (b, step) = b.panel(part, j);

@@ -7,8 +7,8 @@ use crate::nn::kernel::lanes::Lanes;
 
 /// The highest tile.
 const HIGHEST: usize = 8;
-/// Rows of a copy.
-pub const COPIED: usize = 24;
+/// Rows of a band.
+pub const BAND: usize = 24;
 /// Columns of a panel, and of the widest tile.
 pub const PANEL: usize = 64;
 /// The most terms that are added up at once: so many rows of a panel are 64 KiB, the copied rows 24.
@@ -31,7 +31,7 @@ pub struct Left {
 }
 
 /// Values of the room for a copy of the rows of a tile.
-pub const ROOM: usize = if COPIED * COPY > TALL_COPY * DEEPEST { COPIED * COPY } else { TALL_COPY * DEEPEST };
+pub const ROOM: usize = if BAND * COPY > TALL_COPY * DEEPEST { BAND * COPY } else { TALL_COPY * DEEPEST };
 
 impl Left {
     /// From row `i` on.
@@ -44,14 +44,14 @@ impl Left {
         Self { from: unsafe { self.from.add(if self.tall { i } else { i * self.step }) }, ..self }
     }
 
-    /// `rows` rows, at most [`COPIED`], and `k` columns, at most [`DEEPEST`], copied to `room`, which has [`ROOM`] values.
+    /// `rows` rows, at most [`BAND`], and `k` columns, at most [`DEEPEST`], copied to `room`, which has [`ROOM`] values.
     ///
     /// # Safety
     /// There are as many rows, `left` of them from here on, and columns, and the machine has the lanes.
     unsafe fn copied<V: Lanes>(self, rows: usize, k: usize, left: usize, room: &mut [f32]) -> Self {
         let step = if self.tall { TALL_COPY } else { COPY };
         let (count, length) = if self.tall { (k, rows) } else { (rows, k) };
-        assert!(rows <= COPIED && k <= DEEPEST && room.len() >= ROOM, "a copy has its room");
+        assert!(rows <= BAND && k <= DEEPEST && room.len() >= ROOM, "a copy has its room");
         // Whole registers where what lies behind these rows is rows too.
         let whole = self.tall && rows.next_multiple_of(V::COUNT) <= left;
         let to = room.as_mut_ptr();
@@ -264,21 +264,21 @@ pub unsafe fn strips<V: Lanes>(m: usize, n: usize, k: usize, a: Left, b: Right, 
     }
 }
 
-/// Up to [`COPIED`] rows of a left operand, ready for many tiles beside each other: in a copy, if they lie so that reading them again and again is slow.
+/// Up to [`BAND`] rows of a left operand, ready for many tiles beside each other: in a copy, if they lie so that reading them again and again is slow.
 #[derive(Clone, Copy)]
-pub struct Rows {
+pub struct Band {
     count: usize,
     k: usize,
     left: Left,
 }
 
-impl Rows {
+impl Band {
     /// The first of `rows` rows of `a`, with `k` terms; a copy goes to `room`.
     ///
     /// # Safety
     /// `a` has these rows and terms, the latter at most [`DEEPEST`], and the machine has the lanes.
     pub unsafe fn new<V: Lanes>(a: Left, rows: usize, k: usize, room: &mut [f32]) -> Self {
-        let count = COPIED.min(rows);
+        let count = BAND.min(rows);
         let left = match a.tall || a.step.is_multiple_of(ALIASED) {
             // SAFETY: the caller's promise.
             true => unsafe { a.copied::<V>(count, k, rows, room) },
@@ -317,7 +317,7 @@ impl Rows {
     /// # Safety
     /// As [`times`](Self::times).
     unsafe fn edge<V: Lanes>(self, n: usize, b: Right, c: Target) {
-        let mut apart = [0.0; COPIED * PANEL];
+        let mut apart = [0.0; BAND * PANEL];
         let target = Target { to: apart.as_mut_ptr(), step: PANEL, add: false };
         // SAFETY: the caller's promise; `apart` has room for all rows and the widest tile.
         unsafe {
