@@ -44,8 +44,6 @@ use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use rayon::prelude::*;
-
 use crate::content::{Content, Entry, ObjectId, Tree, link_stays};
 use crate::digest::{ActionKey, BlobId, TreeId};
 use crate::error::{Error, Result};
@@ -153,7 +151,7 @@ impl Cache {
             Ok(Health::Sound) => None,
             other => Some(other),
         };
-        listing.files.par_iter().find_map_first(health).unwrap_or(Ok(Health::Sound))
+        parallel::find_first(&listing.files, 2, health).unwrap_or(Ok(Health::Sound))
     }
 
     fn check_blob(&self, id: &BlobId) -> Result<Health> {

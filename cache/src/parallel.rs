@@ -7,3 +7,8 @@ use rayon::prelude::*;
 pub fn map<T: Sync, R: Send>(items: &[T], many: usize, each: impl Fn(&T) -> R + Send + Sync) -> Vec<R> {
     if items.len() < many { items.iter().map(each).collect() } else { items.par_iter().map(each).collect() }
 }
+
+/// The first of what `each` makes of the items, in their order, if it makes something of one; by all threads from `many` items on.
+pub fn find_first<T: Sync, R: Send>(items: &[T], many: usize, each: impl Fn(&T) -> Option<R> + Send + Sync) -> Option<R> {
+    if items.len() < many { items.iter().find_map(each) } else { items.par_iter().find_map_first(each) }
+}

@@ -155,13 +155,18 @@ fn below(root: &Path, path: &Path) -> PathBuf {
 /// Writes a small file, over one of the caller's own if that is asked for.
 fn write_small(path: &Path, bytes: &[u8], how: How, executable: bool) -> Result<()> {
     if how == How::Over {
-        match fs::OpenOptions::new().write(true).truncate(true).open(path) {
+        match fs::OpenOptions::new().write(true).open(path) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
             Err(e) => return Err(Error::io("write", path)(e)),
             Ok(mut file) => {
                 file.write_all(bytes).map_err(Error::io("write", path))?;
+                let meta = file.metadata().map_err(Error::io("write", path))?;
+                // Not cut down to nothing at first: then ext4 would write what comes after out at once.
+                if meta.len() != bytes.len() as u64 {
+                    file.set_len(bytes.len() as u64).map_err(Error::io("write", path))?;
+                }
                 let wanted = mode(How::Copy, executable);
-                let found = file.metadata().map_err(Error::io("write", path))?.permissions().mode() & 0o7777;
+                let found = meta.permissions().mode() & 0o7777;
                 return if found == wanted { Ok(()) } else { set_mode(path, How::Copy, executable) };
             }
         }

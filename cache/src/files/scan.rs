@@ -4,12 +4,14 @@ use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use rayon::prelude::*;
-
 use super::special;
 use crate::content::{Content, Entry, Tree, link_stays};
 use crate::digest::{Digest, TreeId};
 use crate::error::{Error, Result};
+use crate::parallel;
+
+/// From so many folders on all threads look at them.
+const FEW: usize = 4;
 
 /// What a folder holds, read before anything is done with it, so that a folder with something odd in it is refused as a whole.
 ///
@@ -39,7 +41,7 @@ impl Scan {
         let (mut levels, mut next) = (Vec::new(), vec![path.to_owned()]);
         while !next.is_empty() {
             let depth = levels.len();
-            let mut level = next.into_par_iter().map(|path| Folder::read(path, depth)).collect::<Result<Vec<_>>>()?;
+            let mut level = parallel::map(&next, FEW, |path| Folder::read(path.clone(), depth)).into_iter().collect::<Result<Vec<_>>>()?;
             next = Vec::new();
             for folder in &mut level {
                 folder.below = next.len();
@@ -65,7 +67,7 @@ impl Scan {
                 keep(id, bytes);
                 Ok(id)
             };
-            below = level.par_iter().map(tree).collect::<Result<_>>()?;
+            below = parallel::map(level, FEW, tree).into_iter().collect::<Result<_>>()?;
         }
         // The uppermost level is the folder itself.
         Ok(below[0])

@@ -4,6 +4,7 @@
 //! blobs/ab/cdef…         a file's bytes under their BLAKE3, mode 0444; trees too
 //! records                what actions gave, see `log`
 //! tmp/                   temporary files, on the same file system, so that a rename ends every write
+//! spare/                 an empty folder for the next of them
 //! ```
 //!
 //! # Durability
@@ -99,7 +100,7 @@ impl LocalStore {
         }
         let tmp = self.root.join("tmp");
         fs::create_dir_all(&tmp).map_err(Error::io("create", &tmp))?;
-        let session = Session::start(&tmp)?;
+        let session = Session::start(&tmp, &self.root.join("spare"))?;
         // Two threads may start one each: the second goes again.
         Ok(self.session.get_or_init(|| session).path(name))
     }
