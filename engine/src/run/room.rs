@@ -3,7 +3,7 @@
 //! A stage finds its declared inputs in its folder, and nothing else. Making a dozen folders and files and removing them again is most of what a command of a
 //! millisecond costs, all the more as a file system may look long for a number that was not used a moment ago. So a folder whose stage is done is emptied and kept: the
 //! next stage that wants exactly the same folders gets it. It writes its inputs over those of the one before where they have the same places;
-//! the others are removed. When a run ends, a few such folders are put on a *shelf* in the cache for the next one, with no file in them.
+//! the others are removed. When a run ends, a few such folders are put on a *shelf* in the cache for the next one, as they are.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::os::unix::ffi::OsStrExt;
@@ -22,8 +22,8 @@ const MOST_KEPT: usize = 32;
 const MOST_SHELVED: usize = 4;
 /// When so many folders are on the shelf, it is cleared.
 const SHELF: usize = 64;
-/// Most folders in one on the shelf.
-const MOST_DIRS: usize = 64;
+/// Most folders in one on the shelf, and most files.
+const MOST_INSIDE: usize = 64;
 /// The folder in a room where the stage runs.
 const WORK: &str = "work";
 /// The file in a room that takes what the stage prints.
@@ -122,7 +122,7 @@ impl Rooms {
         let mut places = MOST_SHELVED;
         // The last ones are of the stages that ran last, as those will that come after what is changed next.
         for (layout, base) in kept.into_iter().rev() {
-            let is_worth = places > 0 && layout.dirs.len() <= MOST_DIRS;
+            let is_worth = places > 0 && layout.dirs.len().max(layout.files.len()) <= MOST_INSIDE;
             if is_worth && self.put_on_shelf(&layout, &base).is_ok() {
                 places -= 1;
             } else {
@@ -133,12 +133,6 @@ impl Rooms {
 
     /// Another one of the same layout may be there already.
     fn put_on_shelf(&self, layout: &Layout, base: &Path) -> std::io::Result<()> {
-        for file in &layout.files {
-            match std::fs::remove_file(base.join(WORK).join(file)) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
-        }
         let place = self.shelf.join(layout.name());
         match std::fs::rename(base, &place) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
@@ -199,10 +193,8 @@ impl Room {
         if std::fs::rename(self.rooms.shelf.join(self.layout.name()), &self.base).is_err() {
             return false;
         }
-        let files = std::mem::take(&mut self.layout.files);
         let is_dir = std::fs::symlink_metadata(&self.base).is_ok_and(|meta| meta.is_dir());
         let is_good = is_dir && self.empty(&self.base).unwrap_or(false);
-        self.layout.files = files;
         if !is_good {
             // If even that fails, the new one cannot be made and the stage fails.
             let _ = if is_dir { std::fs::remove_dir_all(&self.base) } else { std::fs::remove_file(&self.base) };
@@ -357,25 +349,29 @@ mod tests {
     }
 
     #[test]
-    fn a_room_waits_on_the_shelf_for_the_next_run_without_any_file() {
+    fn a_room_waits_on_the_shelf_for_the_next_run_with_its_inputs_alone() {
         let folder = tempfile::tempdir().unwrap();
         let cache = Cache::open(folder.path()).unwrap();
         let shelf = cache.root().join("rooms");
         let use_one = |change: &dyn Fn(&Path)| {
             let rooms = Arc::new(Rooms::new(&cache));
             let room = rooms.open(&cache, "one", layout()).unwrap();
-            assert_eq!(list(&room.base), ["work", "work/in", "work/in/a", "work/out"]);
-            std::fs::write(room.work().join("in/a/x.txt"), "input").unwrap();
+            let mut found = list(&room.base);
+            found.retain(|path| path != "work/in/a/x.txt");
+            assert_eq!(found, ["work", "work/in", "work/in/a", "work/out"]);
+            for file in ["in/a/x.txt", "in/a/y", "out/o"] {
+                std::fs::write(room.work().join(file), "text").unwrap();
+            }
             drop(room);
             rooms.close(&cache);
             let [place] = &*std::fs::read_dir(&shelf).unwrap().map(|entry| entry.unwrap().path()).collect::<Vec<_>>() else { panic!() };
-            assert_eq!(list(place), ["work", "work/in", "work/in/a", "work/out"]);
+            assert_eq!(list(place), ["work", "work/in", "work/in/a", "work/in/a/x.txt", "work/out"]);
             let number = std::fs::metadata(place.join("work")).unwrap().ino();
             change(place);
             number
         };
         let first = use_one(&|_| {});
-        assert_eq!(use_one(&|place| std::fs::write(place.join("work/in/a/x.txt"), "not declared").unwrap()), first);
+        assert_eq!(use_one(&|place| std::fs::write(place.join("work/in/a/z"), "not declared").unwrap()), first);
         assert_eq!(use_one(&|place| std::fs::remove_dir_all(place.join("work")).unwrap()), first);
         use_one(&|place| {
             std::fs::remove_dir_all(place.join("work/out")).unwrap();
