@@ -29,39 +29,31 @@ fn beside(folder: &Path, closed: &[PathBuf], allow: &mut dyn FnMut(OwnedFd, bool
         if name == "." || name == ".." {
             continue;
         }
-        // A link is what it points to; nothing else needs a look, as the folder is no link.
-        let is_link = matches!(kind, FileType::Symlink | FileType::Unknown);
-        if !is_link && !on_the_way.contains(&name) {
-            allow_entry(&entries, name, kind, allow);
+        let kind = if kind == FileType::Unknown { kind_of(&entries, entry.file_name()).unwrap_or(kind) } else { kind };
+        // What a link leads to is reached by its own name, and allowed there or not.
+        if kind == FileType::Symlink {
             continue;
         }
         let path = folder.join(name);
-        let real = if is_link { std::fs::canonicalize(&path).ok() } else { None }.unwrap_or_else(|| path.clone());
-        if closed.iter().any(|shut| real.starts_with(shut)) {
-            continue;
-        }
-        if closed.iter().any(|shut| shut.starts_with(&real)) {
-            // A link to a folder above a closed one is left out: what it leads to is reached by its own name.
-            if real == path {
-                beside(&path, closed, allow);
-            }
-        } else {
-            allow_entry(&entries, name, kind, allow);
+        if !on_the_way.contains(&name) {
+            allow_entry(&entries, name, kind == FileType::Directory, allow);
+        } else if !closed.contains(&path) {
+            beside(&path, closed, allow);
         }
     }
 }
 
+/// Of file systems that do not say it with the name.
+fn kind_of(folder: &rustix::fs::Dir, name: &std::ffi::CStr) -> rustix::io::Result<FileType> {
+    let meta = rustix::fs::statat(folder.fd()?, name, rustix::fs::AtFlags::SYMLINK_NOFOLLOW)?;
+    Ok(FileType::from_raw_mode(meta.st_mode))
+}
+
 /// A file that went meanwhile, or that may not be opened, is not needed.
-fn allow_entry(folder: &rustix::fs::Dir, name: &OsStr, kind: FileType, allow: &mut dyn FnMut(OwnedFd, bool)) {
-    let Ok(file) = folder.fd().and_then(|folder| rustix::fs::openat(folder, name, FOR_A_RULE, Mode::empty())) else { return };
-    let is_folder = match kind {
-        FileType::Directory => true,
-        FileType::Symlink | FileType::Unknown => {
-            rustix::fs::fstat(&file).is_ok_and(|meta| FileType::from_raw_mode(meta.st_mode) == FileType::Directory)
-        }
-        _ => false,
-    };
-    allow(file, is_folder);
+fn allow_entry(folder: &rustix::fs::Dir, name: &OsStr, is_folder: bool, allow: &mut dyn FnMut(OwnedFd, bool)) {
+    if let Ok(file) = folder.fd().and_then(|folder| rustix::fs::openat(folder, name, FOR_A_RULE, Mode::empty())) {
+        allow(file, is_folder);
+    }
 }
 
 #[cfg(test)]
