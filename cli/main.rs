@@ -24,6 +24,7 @@ mod render;
 mod run;
 mod runs;
 mod status;
+mod turns;
 mod verify;
 mod watch;
 mod words;

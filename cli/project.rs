@@ -19,6 +19,7 @@ use trestle_engine::target;
 use crate::args::Source;
 use crate::fail::Fail;
 use crate::lists::Lists;
+use crate::turns::Turns;
 use crate::words;
 use crate::written::Written;
 
@@ -213,22 +214,22 @@ impl Session {
     pub fn keep(self, durable: impl FnOnce() -> Result<(), Fail>) -> Result<Option<String>, Fail> {
         let Self { place, compiled, cache, planner, .. } = self;
         let memo = planner.into_memo()?;
-        let temporary = |extension: &str| place.plans(&format!("{extension}.{}.tmp", std::process::id()));
+        let turns = Turns::at(place.plans("memo"));
         let write = |memo: &Memo| {
             std::fs::create_dir_all(place.cache.join("plans"))?;
-            memo.write(&temporary("memo"))
+            memo.write(turns.open()?)
         };
         let written = memo.as_ref().map_or(Ok(()), write);
-        // What is half-written is in nobody's way but the disk's.
-        let clean = || drop(["compiled", "memo"].map(|extension| std::fs::remove_file(temporary(extension))));
-        durable().inspect_err(|_| clean())?;
+        durable().inspect_err(|_| turns.discard())?;
         let replace = || {
-            compiled.save(&temporary("compiled"), &place.plans("compiled"))?;
-            replace(&temporary("memo"), &place.plans("memo"))
+            let new = place.plans(&format!("compiled.{}.tmp", std::process::id()));
+            // What is half-written is in nobody's way but the disk's.
+            compiled.save(&new, &place.plans("compiled")).inspect_err(|_| drop(std::fs::remove_file(new)))?;
+            turns.replace()
         };
         let kept = written.and_then(|()| if memo.is_some() { replace() } else { Ok(()) });
         if kept.is_err() {
-            clean();
+            turns.discard();
         }
         let remark = kept
             .err()
@@ -238,19 +239,6 @@ impl Session {
         let flushed = if remark.is_none() { cache.flush_if_worth() } else { cache.flush() };
         Ok(remark.or(flushed.err().map(|e| e.to_string())))
     }
-}
-
-/// Puts a file in the place of another, if there is one. A rename would wait for the disk: ext4 does not let a new file replace an old one before it has
-/// begun to write its bytes. What is replaced here has a checksum and is no more than a shortcut.
-fn replace(new: &Path, place: &Path) -> std::io::Result<()> {
-    #[cfg(target_os = "linux")]
-    {
-        use rustix::fs::{CWD, RenameFlags, renameat_with};
-        if renameat_with(CWD, new, CWD, place, RenameFlags::EXCHANGE).is_ok() {
-            return std::fs::remove_file(new);
-        }
-    }
-    std::fs::rename(new, place)
 }
 
 /// A pipeline that was just resolved, its stages in a file if they are many and there is a place for it.

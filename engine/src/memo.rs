@@ -86,17 +86,18 @@ impl Memo {
         decode(body)
     }
 
-    /// Writes it to a file that will take the place of the last one. Not synced: its loss costs time alone.
+    /// Writes it to a file that will take the place of the last one, over whatever stands there. Not synced: its loss costs time alone.
     ///
     /// # Errors
     /// If it cannot be written.
-    pub fn write(&self, path: &Path) -> io::Result<()> {
-        let mut file = fs::File::create(path)?;
+    pub fn write(&self, mut file: fs::File) -> io::Result<()> {
         file.write_all(TAG)?;
         file.write_all(&[0; 32])?;
         let mut out = io::BufWriter::with_capacity(1 << 18, Hashing::new(file));
         self.encode(&mut out)?;
         let (mut file, digest) = out.into_inner().map_err(io::IntoInnerError::into_error)?.end();
+        let end = file.stream_position()?;
+        file.set_len(end)?;
         file.seek(SeekFrom::Start(TAG.len() as u64))?;
         file.write_all(digest.as_bytes())
     }
@@ -277,7 +278,9 @@ mod tests {
     fn survives_its_file_and_no_damage_passes() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("memo");
-        sample().write(&path).unwrap();
+        // Over what stood there, which was longer.
+        fs::write(&path, [1; 9000]).unwrap();
+        sample().write(fs::File::options().write(true).open(&path).unwrap()).unwrap();
         assert_eq!(Memo::load(&path), Some(sample()));
         assert_eq!(sample().blobs_of(1), [0, 1]);
         let bytes = fs::read(&path).unwrap();
