@@ -223,7 +223,7 @@ pub fn options(jobs: Option<u16>, keep_going: bool, pools: BTreeMap<String, u32>
         verbose: false,
         report_cached: false,
         env,
-        host: std::fs::read_to_string("/proc/sys/kernel/hostname").map_or_else(|_| "unknown".to_owned(), |name| name.trim().to_owned()),
+        host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
         versions: BTreeMap::from([
             ("trestle".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
             ("target".to_owned(), format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS)),
@@ -236,9 +236,13 @@ pub fn options(jobs: Option<u16>, keep_going: bool, pools: BTreeMap<String, u32>
 
 /// Memory of this machine in bytes; without bound where it does not say.
 fn memory() -> u64 {
-    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:")).unwrap_or_default();
-    line.trim().trim_end_matches(" kB").parse::<u64>().map_or(u64::MAX, |kib| kib << 10)
+    #[cfg(target_os = "linux")]
+    {
+        let info = rustix::system::sysinfo();
+        u64::from(info.mem_unit).saturating_mul(info.totalram)
+    }
+    #[cfg(not(target_os = "linux"))]
+    u64::MAX
 }
 
 /// The GPUs that this process may use: those that `CUDA_VISIBLE_DEVICES` names, else all whose device file is there.
