@@ -97,10 +97,10 @@ fn main() -> ExitCode {
 }
 
 fn bench(args: &Args) -> Result<(), String> {
-    let (tools, mut absent) = tools(args)?;
     let work = args.work.clone().unwrap_or_else(|| std::env::temp_dir().join(format!("trestle-bench-{}", std::process::id())));
     std::fs::create_dir_all(&work).map_err(|e| format!("{}: {e}", work.display()))?;
     let work = work.canonicalize().map_err(|e| format!("{}: {e}", work.display()))?;
+    let (tools, mut absent) = tools(args, &installed(&args.trestle, &work)?)?;
     let settings =
         Settings { work: work.clone(), phases: args.phases.clone(), repeat: args.repeat.max(1), limit: args.limit, keep: args.keep };
     let mut results = Results {
@@ -120,20 +120,27 @@ fn bench(args: &Args) -> Result<(), String> {
     Ok(())
 }
 
+/// A copy of the binary, as an installed one is. The linker writes its file in no order, and then every start takes a quarter of a millisecond longer: the
+/// system keeps such a file in small pages.
+fn installed(trestle: &Path, work: &Path) -> Result<PathBuf, String> {
+    let copy = work.join("bin").join("trestle");
+    let cannot =
+        |e: std::io::Error| format!("{}: {e}; build it with `cargo build --release` or name another with --trestle", trestle.display());
+    std::fs::create_dir_all(work.join("bin")).and_then(|()| std::fs::copy(trestle, &copy)).map_err(cannot)?;
+    Ok(copy)
+}
+
 /// All tools that are here, trestle first, and who is not.
-fn tools(args: &Args) -> Result<(Vec<Tool>, Vec<String>), String> {
-    let path = args.trestle.canonicalize();
-    let path =
-        path.map_err(|e| format!("{}: {e}; build it with `cargo build --release` or name another with --trestle", args.trestle.display()))?;
-    let mut tools = vec![Tool::trestle(&path, None, Vec::new(), args.jobs)?];
+fn tools(args: &Args, trestle: &Path) -> Result<(Vec<Tool>, Vec<String>), String> {
+    let mut tools = vec![Tool::trestle(trestle, None, Vec::new(), args.jobs)?];
     let mut absent = Vec::new();
     for variant in &args.trestle_args {
         let (name, words) = variant.split_once('=').ok_or_else(|| format!("`--trestle-args {variant}`: write NAME=ARGUMENTS"))?;
-        tools.push(Tool::trestle(&path, Some(name), words.split_whitespace().map(str::to_owned).collect(), args.jobs)?);
+        tools.push(Tool::trestle(trestle, Some(name), words.split_whitespace().map(str::to_owned).collect(), args.jobs)?);
     }
     if args.trestle_args.is_empty() {
-        if has_sandbox(&path) {
-            tools.push(Tool::trestle(&path, Some("sandbox-off"), ["--sandbox", "off"].map(str::to_owned).to_vec(), args.jobs)?);
+        if has_sandbox(trestle) {
+            tools.push(Tool::trestle(trestle, Some("sandbox-off"), ["--sandbox", "off"].map(str::to_owned).to_vec(), args.jobs)?);
         } else {
             absent.push("trestle sandbox-off: this binary has no `--sandbox`".to_owned());
         }
