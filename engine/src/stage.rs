@@ -170,6 +170,10 @@ pub trait Stage: 'static {
     fn threads(_params: &Self::Params) -> Threads {
         Threads::ONE
     }
+    /// How many GPUs the stage needs; `resources: {gpus: N}` can ask for more. It sees those that it was granted, and no others.
+    fn gpus(_params: &Self::Params) -> u32 {
+        0
+    }
     /// Does the work.
     ///
     /// # Errors
@@ -310,6 +314,8 @@ pub struct Checked {
     pub aside: Map<String, Value>,
     /// Threads that the stage can use with these parameters.
     pub threads: Threads,
+    /// GPUs that it needs with them.
+    pub gpus: u32,
 }
 
 /// What is wrong with a `with:` value.
@@ -397,7 +403,7 @@ fn check<S: Stage>(with: &Value) -> Result<Checked, Complaints> {
     if let Value::Object(map) = &mut params {
         aside.extend(S::unkeyed().iter().filter_map(|name| map.shift_remove_entry(*name)));
     }
-    Ok(Checked { params, aside, threads: S::threads(&typed) })
+    Ok(Checked { params, aside, threads: S::threads(&typed), gpus: S::gpus(&typed) })
 }
 
 fn run<S: Stage>(params: &Value, cx: &mut Context<'_>) -> Result<(), StageError> {

@@ -27,6 +27,14 @@ use process::{End, Limits, Stream, supervise};
 use sandbox::Domains;
 use start::Launch;
 
+/// The variable that says which GPUs a process may use.
+pub const VISIBLE_GPUS: &str = "CUDA_VISIBLE_DEVICES";
+
+/// Its value for these.
+pub fn visible(gpus: &[u32]) -> String {
+    gpus.iter().map(u32::to_string).collect::<Vec<_>>().join(",")
+}
+
 /// What is to be run: a native stage's job file, or a command.
 #[derive(Debug, Clone)]
 pub enum Task {
@@ -34,6 +42,8 @@ pub enum Task {
     Native {
         /// The job file.
         job: PathBuf,
+        /// The GPUs that it may use.
+        gpus: Vec<u32>,
     },
     /// A shell with a script.
     Command {
@@ -140,17 +150,26 @@ impl Executor for Local {
     fn execute(&self, order: &Order, say: &mut dyn FnMut(Said), cancel: &Cancel) -> Result<Outcome, Ended> {
         let limits = Limits { cancel, deadline: order.timeout.map(|timeout| Instant::now() + timeout), grace: self.grace };
         match &order.task {
-            Task::Native { job } => self.native(order, job, say, &limits),
+            Task::Native { job, gpus } => self.native(order, (job, gpus), say, &limits),
             Task::Command { .. } => self.command(order, say, &limits),
         }
     }
 }
 
 impl Local {
-    fn native(&self, order: &Order, job: &Path, say: &mut dyn FnMut(Said), limits: &Limits<'_>) -> Result<Outcome, Ended> {
+    fn native(
+        &self,
+        order: &Order,
+        (job, gpus): (&Path, &[u32]),
+        say: &mut dyn FnMut(Said),
+        limits: &Limits<'_>,
+    ) -> Result<Outcome, Ended> {
         let program = self.program.first().ok_or_else(|| failed("no program to run jobs with"))?;
         let mut env: Vec<_> = self.env.iter().map(|(name, value)| (name.into(), value.into())).collect();
         env.push(("RAYON_NUM_THREADS".into(), order.threads.to_string().into()));
+        if !gpus.is_empty() {
+            env.push((VISIBLE_GPUS.into(), visible(gpus).into()));
+        }
         let (output, (protocol, theirs)) = (Output::to_log(order)?, pipe()?);
         let launch = Launch {
             program: program.into(),

@@ -61,24 +61,27 @@ impl<'s> Expander<'s> {
         scope: &Scope<'_>,
     ) -> Result<Built, Problems> {
         let mut problems = Problems::new();
-        let (settings, cpus) = settings::settings(&spec.settings, &self.program.pools, scope, &mut problems);
+        let (mut settings, cpus) = settings::settings(&spec.settings, &self.program.pools, scope, &mut problems);
         let inputs = self.inputs(spec, kind, drafted, slots);
         // What a command says about an input that is not there is not complained about too.
         let resolved = inputs.and_then(|inputs| {
             let resolved = match (&spec.action, kind) {
                 (ActionSpec::Uses(uses), Some(kind)) => params::native(spec, kind, uses.with.as_ref(), scope)?,
-                (ActionSpec::Run(run), _) => commands::command(run, &inputs, scope, self.choices.environment)?,
+                (ActionSpec::Run(run), _) => (commands::command(run, &inputs, scope, self.choices.environment)?, 0),
                 (ActionSpec::Uses(_), None) => return Err(Problems::new()),
             };
             Ok((inputs, resolved))
         });
-        let (mut inputs, (action, outputs, threads)) = match resolved {
+        let (mut inputs, ((action, outputs, threads), gpus)) = match resolved {
             Ok(resolved) => problems.or(resolved)?,
             Err(found) => {
                 problems.extend(found);
                 return Err(problems);
             }
         };
+        if gpus > settings.gpus {
+            Arc::make_mut(&mut settings).gpus = gpus;
+        }
         let threads = cpus.map_or(threads, |cpus| limited(threads, kind.is_some(), cpus));
         inputs.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(Built { inputs, resolved: (action, outputs, threads), settings })

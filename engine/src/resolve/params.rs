@@ -13,8 +13,11 @@ use crate::template::Scope;
 /// What a stage becomes once its action is resolved.
 pub type Resolved = (Action, LiteMap<String, Output>, Threads);
 
+/// [`Resolved`], and the GPUs that the stage needs by its params.
+pub type ResolvedNative = (Resolved, u32);
+
 /// Resolves the action of a native stage.
-pub fn native(stage: &StageSpec, kind: &Kind, with: Option<&Node>, scope: &Scope<'_>) -> Result<Resolved, Problems> {
+pub fn native(stage: &StageSpec, kind: &Kind, with: Option<&Node>, scope: &Scope<'_>) -> Result<ResolvedNative, Problems> {
     let value = with.map_or_else(|| Ok(Value::Object(Map::new())), |node| scope.fill(node))?;
     let place = with.map_or(stage.name.span, |node| node.span);
     let (value, mut problems) = refuse_unknown(kind, with, value, place);
@@ -31,7 +34,7 @@ pub fn native(stage: &StageSpec, kind: &Kind, with: Option<&Node>, scope: &Scope
         params: Box::new(checked.params),
         aside: Box::new(checked.aside),
     };
-    problems.or((action, outputs, checked.threads))
+    problems.or(((action, outputs, checked.threads), checked.gpus))
 }
 
 /// Complains about every unknown param at once, and goes on without them.

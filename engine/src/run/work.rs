@@ -13,7 +13,7 @@ use super::resources::Grant;
 use super::room::{Layout, Room, Rooms};
 use super::{Options, undeclared};
 use crate::event::Failure;
-use crate::executor::{Cancel, Ended, Executor, Order, Said, Task};
+use crate::executor::{Cancel, Ended, Executor, Order, Said, Task, VISIBLE_GPUS, visible};
 use crate::job::Job;
 use crate::pipeline::{Action, Bound, Origin, Stage, with_all};
 use crate::plan::Work;
@@ -220,14 +220,13 @@ fn task(stage: &Stage, room: &Room, grant: &Grant, options: &Options, kept: Path
             };
             let bytes = serde_json::to_vec_pretty(&job).map_err(|e| StageError::new(e.to_string()))?;
             std::fs::write(&path, bytes).map_err(|e| cannot("write", &path, &e))?;
-            Ok(Task::Native { job: path })
+            Ok(Task::Native { job: path, gpus: grant.gpus.clone() })
         }
         Action::Command { script, shell, env, workdir, stdout } => {
             let mut variables = options.env.clone();
             variables.insert("TMPDIR".to_owned(), room.tmp().to_string_lossy().into_owned());
             if !grant.gpus.is_empty() {
-                let numbers: Vec<String> = grant.gpus.iter().map(u32::to_string).collect();
-                variables.insert("CUDA_VISIBLE_DEVICES".to_owned(), numbers.join(","));
+                variables.insert(VISIBLE_GPUS.to_owned(), visible(&grant.gpus));
             }
             variables.extend(env.clone());
             let target = stdout.as_ref().and_then(|name| stage.outputs.get(&**name));
