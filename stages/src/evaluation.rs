@@ -10,6 +10,7 @@ use crate::data::{Images, Stored, write_json};
 use crate::error::{Error, Result};
 use crate::formats;
 use crate::model::Model;
+use crate::nn::compute::{Compute, DeviceKind, Place, Precision, rows};
 
 /// Counts the right answers of a classifier.
 pub struct Evaluation;
@@ -22,11 +23,23 @@ pub struct Params {
     pub batch: usize,
     /// An answer also counts for `top_k` if the class is among that many likeliest ones.
     pub top_k: usize,
+    /// Where the answers are computed: `cpu` or `cuda`.
+    #[serde(skip_serializing_if = "crate::nn::compute::is_usual")]
+    pub device: DeviceKind,
+    /// What they are computed in: `f32`, or with `device: cuda` also `bf16`.
+    #[serde(skip_serializing_if = "crate::nn::compute::is_usual")]
+    pub precision: Precision,
 }
 
 impl Default for Params {
     fn default() -> Self {
-        Self { batch: 256, top_k: 3 }
+        Self { batch: 256, top_k: 3, device: DeviceKind::default(), precision: Precision::default() }
+    }
+}
+
+impl Params {
+    fn compute(&self) -> Compute {
+        Compute { device: self.device, precision: self.precision }
     }
 }
 
@@ -69,13 +82,19 @@ fn rank(row: &[f32], label: usize) -> usize {
 }
 
 /// Counts `[true class][answer]`, and how many images have their class among the `k` likeliest.
-fn count(model: &Model, set: &dyn Images, params: &Params, mut report: impl FnMut(usize)) -> Result<(Vec<Vec<usize>>, usize)> {
+fn count(
+    model: &Model,
+    place: &Place,
+    set: &dyn Images,
+    params: &Params,
+    mut report: impl FnMut(usize),
+) -> Result<(Vec<Vec<usize>>, usize)> {
     let classes = model.config.classes.len();
     let (mut confusion, mut among) = (vec![vec![0; classes]; classes], 0);
-    let weights = model.params.frozen()?;
+    let weights = model.params.frozen_on(&place.device)?;
     let indices: Vec<usize> = (0..set.len()).collect();
     for chunk in indices.chunks(params.batch) {
-        let logits = model.logits(&weights, &set.to_f32(chunk, model.config.normalisation)?)?.to_vec2::<f32>()?;
+        let logits = rows(&model.logits(&weights, &place.bring(&set.to_f32(chunk, model.config.normalisation)?)?)?)?;
         for (i, row) in chunk.iter().zip(&logits) {
             if row.iter().any(|v| !v.is_finite()) {
                 return Err(Error::argument(format!("the answer to image {i} is not finite: the model is damaged")));
@@ -153,11 +172,15 @@ impl Stage for Evaluation {
 
     fn check(params: &Params) -> Vec<ParamError> {
         let zero = [("batch", params.batch), ("top_k", params.top_k)].into_iter().filter(|(_, value)| *value == 0);
-        zero.map(|(path, _)| ParamError::new(path, "0 makes no sense here: it starts at 1")).collect()
+        zero.map(|(path, _)| ParamError::new(path, "0 makes no sense here: it starts at 1")).chain(params.compute().complaints()).collect()
     }
 
     fn threads(_: &Params) -> Threads {
         crate::train::THREADS
+    }
+
+    fn gpus(params: &Params) -> u32 {
+        params.compute().gpus()
     }
 
     fn run(params: &Params, cx: &mut Context<'_>) -> Result<(), StageError> {
@@ -170,7 +193,7 @@ impl Stage for Evaluation {
             return Err(StageError::new(format!("{}: there is no image to judge by", path.display())));
         }
         let (mut step, total) = (0, set.len() as u64);
-        let (confusion, among) = count(&model, &set, params, |images| {
+        let (confusion, among) = count(&model, &params.compute().open()?, &set, params, |images| {
             step += images as u64;
             cx.progress(Progress { step, total, loss: None, note: None });
         })?;

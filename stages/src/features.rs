@@ -6,7 +6,7 @@
 use std::fs;
 use std::path::Path;
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -16,6 +16,7 @@ use crate::data::{Images, Stored, read_json, write_json};
 use crate::error::{Error, Result};
 use crate::formats;
 use crate::model::Model;
+use crate::nn::compute::{Compute, DeviceKind, Place, Precision};
 
 /// Name of the tensor's file in a features folder.
 const FILE: &str = "features.safetensors";
@@ -75,15 +76,22 @@ impl Features {
     ///
     /// # Errors
     /// If the set is empty, or does not fit the model.
-    pub fn compute(model: &Model, units: usize, set: &dyn Images, batch: usize, mut report: impl FnMut(usize)) -> Result<Self> {
+    pub fn compute(
+        model: &Model,
+        place: &Place,
+        units: usize,
+        set: &dyn Images,
+        batch: usize,
+        mut report: impl FnMut(usize),
+    ) -> Result<Self> {
         let meta = Meta::of(model, units, set)?;
-        let weights = model.frozen(&model.config.units)?;
+        let weights = model.params.frozen_on(&place.device)?;
         let indices: Vec<usize> = (0..set.len()).collect();
         let (mut dims, mut values) = (Vec::new(), Vec::new());
         for part in indices.chunks(batch.max(1)) {
-            let features = model.prefix(&weights, &set.to_f32(part, model.config.normalisation)?, units)?;
+            let features = model.prefix(&weights, &place.bring(&set.to_f32(part, model.config.normalisation)?)?, units)?;
             dims = features.dims()[1..].to_vec();
-            values.extend(features.flatten_all()?.to_vec1::<f32>()?);
+            values.extend(features.flatten_all()?.to_dtype(DType::F32)?.to_vec1::<f32>()?);
             report(values.len() / dims.iter().product::<usize>().max(1));
         }
         if values.is_empty() {
@@ -175,6 +183,18 @@ pub struct Params {
     /// Images of one forward pass.
     #[serde(default = "usual_batch")]
     pub batch: usize,
+    /// Where they are computed: `cpu` or `cuda`.
+    #[serde(default, skip_serializing_if = "crate::nn::compute::is_usual")]
+    pub device: DeviceKind,
+    /// What they are computed in: `f32`, or with `device: cuda` also `bf16`.
+    #[serde(default, skip_serializing_if = "crate::nn::compute::is_usual")]
+    pub precision: Precision,
+}
+
+impl Params {
+    fn compute(&self) -> Compute {
+        Compute { device: self.device, precision: self.precision }
+    }
 }
 
 fn usual_batch() -> usize {
@@ -200,11 +220,19 @@ impl Stage for FeaturesStage {
     }
 
     fn check(params: &Params) -> Vec<ParamError> {
-        if params.batch > 0 { Vec::new() } else { vec![ParamError::new("batch", "a batch has at least one image")] }
+        let mut errors = params.compute().complaints();
+        if params.batch == 0 {
+            errors.push(ParamError::new("batch", "a batch has at least one image"));
+        }
+        errors
     }
 
     fn threads(_: &Params) -> Threads {
         crate::train::THREADS
+    }
+
+    fn gpus(params: &Params) -> u32 {
+        params.compute().gpus()
     }
 
     fn run(params: &Params, cx: &mut Context<'_>) -> Result<(), StageError> {
@@ -220,7 +248,7 @@ impl Stage for FeaturesStage {
             return Err(StageError::new(format!("`until`: `{}` is the last unit, nothing would be left to train", params.until)));
         }
         let total = set.len() as u64;
-        let features = Features::compute(&model, last + 1, &set, params.batch, |done| {
+        let features = Features::compute(&model, &params.compute().open()?, last + 1, &set, params.batch, |done| {
             cx.progress(Progress { step: done as u64, total, loss: None, note: None });
         })?;
         Ok(features.write(cx.output("features")?)?)

@@ -12,7 +12,7 @@ use crate::data::{Images, Stored, View};
 use crate::error::Result as StagesResult;
 use crate::formats;
 use crate::model::Arch;
-use crate::train::{self, Every, Parts, Source, Start, training_params};
+use crate::train::{self, Every, Parts, Source, Start, Training, training_params};
 
 /// Trains a classifier on real images.
 pub struct RealAdaptation;
@@ -84,6 +84,10 @@ impl Stage for RealAdaptation {
         train::THREADS
     }
 
+    fn gpus(params: &Params) -> u32 {
+        params.compute().gpus()
+    }
+
     fn run(params: &Params, cx: &mut Context<'_>) -> Result<(), StageError> {
         let set = open_all(cx)?.ok_or_else(|| StageError::new("input `data` is not connected"))?;
         let start = Start { arch: params.arch, width: params.width, reinit_head: params.reinit_head, seed: params.seed };
@@ -114,6 +118,7 @@ impl Stage for RealAdaptation {
                 vec![Source { set: &union, share: 1.0 }]
             }
         };
-        train::run(parts.training(&sources, &recipe, params.seed), Every::of(params.checkpoint_every), model, cx)
+        let training = Training { compute: params.compute(), ..parts.training(&sources, &recipe, params.seed) };
+        train::run(training, Every::of(params.checkpoint_every), model, cx)
     }
 }

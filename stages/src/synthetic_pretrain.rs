@@ -8,7 +8,7 @@ use trestle_engine::stage::{Arity, Context, InPort, OutPort, ParamError, Stage, 
 use crate::data::{Images, Stored};
 use crate::formats;
 use crate::model::Arch;
-use crate::train::{self, Every, Parts, Source, Start, training_params};
+use crate::train::{self, Every, Parts, Source, Start, Training, training_params};
 
 /// Trains a classifier on synthetic images, from random weights or from those of `model`.
 pub struct SyntheticPretrain;
@@ -56,6 +56,10 @@ impl Stage for SyntheticPretrain {
         train::THREADS
     }
 
+    fn gpus(params: &Params) -> u32 {
+        params.compute().gpus()
+    }
+
     fn run(params: &Params, cx: &mut Context<'_>) -> Result<(), StageError> {
         let path = cx.input("data")?.to_path_buf();
         let set: Arc<dyn Images> = Arc::new(Stored::open(&path)?);
@@ -64,6 +68,7 @@ impl Stage for SyntheticPretrain {
         let recipe = params.recipe();
         let parts = Parts::new(set, None, &recipe, params.seed)?;
         let sources = [Source { set: parts.train.0.as_ref(), share: 1.0 }];
-        train::run(parts.training(&sources, &recipe, params.seed), Every::of(params.checkpoint_every), model, cx)
+        let training = Training { compute: params.compute(), ..parts.training(&sources, &recipe, params.seed) };
+        train::run(training, Every::of(params.checkpoint_every), model, cx)
     }
 }

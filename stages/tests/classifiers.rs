@@ -364,3 +364,41 @@ fn features_stand_in_for_a_frozen_beginning() {
     let error = bench.run("real-adaptation", "y", with, &inputs).map(|_| ()).unwrap_err();
     assert_eq!(error.message, "`features`: they are of another `model`");
 }
+
+#[test]
+fn where_it_is_computed_is_no_part_of_a_key_unless_it_is_said() {
+    let registry = registry();
+    for (kind, with) in [
+        ("synthetic-pretrain", json!({"epochs": 1})),
+        ("real-adaptation", json!({})),
+        ("evaluation", json!({})),
+        ("features", json!({"until": "conv1"})),
+    ] {
+        let check = |device: Option<&str>, precision: Option<&str>| {
+            let mut with = with.clone();
+            device.iter().for_each(|device| with["device"] = json!(device));
+            precision.iter().for_each(|precision| with["precision"] = json!(precision));
+            registry.get(kind).unwrap().check(&with)
+        };
+        let plain = check(None, None).unwrap();
+        let names: Vec<&String> = plain.params.as_object().unwrap().keys().collect();
+        assert!(!names.iter().any(|name| *name == "device" || *name == "precision"), "{kind}: {names:?}");
+        // As text: the order counts too.
+        assert_eq!(check(Some("cpu"), Some("f32")).unwrap().params.to_string(), plain.params.to_string());
+        assert_eq!(plain.gpus, 0);
+        let half = check(None, Some("bf16")).unwrap_err();
+        assert_eq!((half[0].path.as_str(), half.len()), ("precision", 1));
+        assert_eq!(half[0].message, "`bf16` is for `device: cuda`; the kernels for the CPU are `f32`");
+        match check(Some("cuda"), Some("bf16")) {
+            Ok(checked) => {
+                assert!(trestle_stages::nn::compute::has_cuda());
+                assert_eq!((checked.gpus, &checked.params["device"], &checked.params["precision"]), (1, &json!("cuda"), &json!("bf16")));
+            }
+            Err(complaints) => {
+                assert!(!trestle_stages::nn::compute::has_cuda());
+                assert_eq!((complaints[0].path.as_str(), complaints.len()), ("device", 1));
+                assert!(complaints[0].message.contains("was built without CUDA"), "{}", complaints[0].message);
+            }
+        }
+    }
+}

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use candle_core::{Device, Result, Tensor, Var};
 use trestle_stages::nn::Params;
+use trestle_stages::nn::composed;
 use trestle_stages::nn::ops::{self, BatchNorm, Window};
 use trestle_stages::nn::optim::{AdamW, Lamb, Sgd};
 
@@ -41,10 +42,17 @@ impl Case {
         }
     }
 
-    /// Compares the result of `f` and the gradients of all inputs.
+    /// Compares the result of `f` and the gradients of all inputs: by our kernels, and in the form that a GPU takes.
     #[track_caller]
     fn holds(self, f: impl Fn(&Self) -> Result<Tensor>) {
-        let y = f(&self).unwrap();
+        self.holds_once(&f);
+        let _forced = composed::forced();
+        self.holds_once(&f);
+    }
+
+    #[track_caller]
+    fn holds_once(&self, f: &impl Fn(&Self) -> Result<Tensor>) {
+        let y = f(self).unwrap();
         self.near("result", &y, &self.tensors["y"]);
         assert!(!self.inputs.is_empty());
         let grads = (y * &self.tensors["dy"]).unwrap().sum_all().unwrap().backward().unwrap();
@@ -77,9 +85,8 @@ fn norms() {
     let plain = BatchNorm { eps: 1e-5, relu: false };
     let train = Case::of("batch_norm_train");
     let (_, moments) = plain.train(train.x("x"), train.x("a"), train.x("b"), None).unwrap();
-    for (key, start, towards) in [("running_mean", 0.0, moments.mean.clone()), ("running_var", 1.0, moments.unbiased())] {
-        let moved: Vec<f32> = towards.iter().map(|v| 0.9 * start + 0.1 * v).collect();
-        train.near(key, &Tensor::new(moved, &Device::Cpu).unwrap(), &train.tensors[key]);
+    for ((key, start), towards) in [("running_mean", 0.0), ("running_var", 1.0)].into_iter().zip(moments.towards().unwrap()) {
+        train.near(key, &towards.affine(0.1, 0.9 * start).unwrap(), &train.tensors[key]);
     }
     let running = [train.tensors["running_mean"].clone(), train.tensors["running_var"].clone()];
     train.holds(|c| Ok(plain.train(c.x("x"), c.x("a"), c.x("b"), None)?.0));

@@ -255,7 +255,7 @@ impl Layer {
                 let front = Tensor::zeros((n, width), x.dtype(), x.device())?;
                 let tokens = tape::join(&[&front, &tape::reshape(x, (n, patches * width))?], true)?;
                 let (class, places) = (pass.weights.weight("cls_token")?, pass.weights.weight("pos_embed")?);
-                let rest = Tensor::zeros(patches * width, x.dtype(), x.device())?;
+                let rest = Tensor::zeros(patches * width, class.dtype(), class.device())?;
                 let class = tape::join(&[&tape::reshape(class, width)?, &rest], false)?;
                 let places = tape::add(&tape::reshape(places, (patches + 1) * width)?, &class)?;
                 tape::reshape(&ops::bias_add(&tokens, &places)?, (n, patches + 1, width))?

@@ -415,11 +415,10 @@ impl Model {
     /// If there is no such normalisation.
     pub fn move_statistics(&self, batch: &BatchStatistics, momentum: f32) -> Result<()> {
         for (name, moments) in batch {
-            for (tensor, towards) in [("running_mean", moments.mean.clone()), ("running_var", moments.unbiased())] {
-                let name = format!("{name}.{tensor}");
-                let moved = self.params.values(&name)?.iter().zip(towards).map(|(old, new)| old + momentum * (new - old)).collect();
-                let var = self.params.var(&name)?;
-                var.set(&Tensor::from_vec(moved, var.shape(), var.device())?)?;
+            for (tensor, towards) in ["running_mean", "running_var"].into_iter().zip(moments.towards()?) {
+                let var = self.params.var(&format!("{name}.{tensor}"))?;
+                let old = var.as_detached_tensor();
+                var.set(&(&old + (towards - &old)?.affine(f64::from(momentum), 0.0)?)?)?;
             }
         }
         Ok(())

@@ -150,3 +150,67 @@ fn another_architectures_head_and_folder() {
     let named = Model::from_pytorch(model.config.clone(), &dir.path().join(FILE)).unwrap_err().to_string();
     assert!(named.contains("shape"), "{named}");
 }
+
+/// The root of the mean squared gap between two tensors, relative to that of the second.
+fn gap(got: &Tensor, want: &Tensor) -> f64 {
+    assert_eq!(got.dims(), want.dims());
+    let floats = |x: &Tensor| x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    let (got, want) = (floats(got), floats(want));
+    let gaps: f64 = got.iter().zip(&want).map(|(g, w)| f64::from(g - w).powi(2)).sum();
+    (gaps / want.iter().map(|w| f64::from(*w).powi(2)).sum::<f64>().max(1e-16)).sqrt()
+}
+
+/// The same of all gradients of a model.
+fn gradient_gap(model: &Model, got: &candle_core::backprop::GradStore, want: &candle_core::backprop::GradStore) -> f64 {
+    let all = |grads: &candle_core::backprop::GradStore| {
+        let each: Vec<Tensor> = model.params.trainable().map(|(_, var)| grads.get(var).unwrap().flatten_all().unwrap()).collect();
+        Tensor::cat(&each, 0).unwrap()
+    };
+    gap(&all(got), &all(want))
+}
+
+/// The two largest ViTs are left out: they are the same code as the others, and have 390 million values.
+#[test]
+fn every_architecture_is_the_same_in_its_composed_form() {
+    use crate::nn::{composed, ops, tape};
+    for arch in Arch::ALL.into_iter().filter(|arch| !matches!(arch, Arch::VitBase | Arch::VitLarge)) {
+        // Twice the least side, so that the last normalisations see more than one pixel of each image.
+        let side = 2 * arch.sides().1;
+        let names: Vec<String> = (0..3).map(|i| format!("class {i}")).collect();
+        let model = Model::new(Config::new(arch, 8, [side, side], 3, names).unwrap(), 1).unwrap().exact();
+        let x = Stream::new(2, "x").normals(2 * side * side * 3);
+        let x = Tensor::from_vec(x, (2, side, side, 3), &candle_core::Device::Cpu).unwrap();
+        let weights = model.frozen(&[]).unwrap();
+        let run = |x: &Tensor| {
+            let plain = model.logits(&model.params.frozen().unwrap(), x).unwrap();
+            let ((logits, loss), tape) = tape::record(|| {
+                let logits = model.training_logits(&weights, x, &[])?.0;
+                let loss = ops::cross_entropy(&logits, &[1.0, 0.0, 0.0, 0.0, 0.0, 1.0])?;
+                Ok::<_, Error>((logits, loss))
+            })
+            .unwrap();
+            (plain, logits, tape.backward(&loss).unwrap())
+        };
+        let want = run(&x);
+        let got = {
+            let _forced = composed::forced();
+            run(&x)
+        };
+        for (what, off) in [("logits", gap(&got.0, &want.0)), ("logits in training", gap(&got.1, &want.1))] {
+            assert!(off < 1e-4, "{arch:?}: the {what} are {off} apart");
+        }
+        // A value on the other side of a kink, by rounding, moves the gradients of a deep net of random weights: how much, the kernels
+        // themselves say when the images change in their last digits.
+        let moved = run(&x.affine(1.0 + 1e-5, 0.0).unwrap());
+        let (off, usual) = (gradient_gap(&model, &got.2, &want.2), gradient_gap(&model, &moved.2, &want.2));
+        assert!(off < 3.0 * usual + 1e-5, "{arch:?}: the gradients are {off} apart, and {usual} by the last digits of the images");
+        // Half precision takes the composed form by itself.
+        let (plain, _, grads) = run(&x.to_dtype(candle_core::DType::BF16).unwrap());
+        let off = gap(&plain.to_dtype(candle_core::DType::F32).unwrap(), &want.0);
+        assert!(off < 0.1, "{arch:?}: logits in bf16 are {off} apart");
+        for (name, var) in model.params.trainable() {
+            let values = crate::nn::optim::gradient_values(&grads, var).unwrap().unwrap();
+            assert!(values.iter().all(|v| v.is_finite()), "{arch:?}, {name}");
+        }
+    }
+}

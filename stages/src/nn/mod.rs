@@ -9,14 +9,18 @@
 //! Training goes over a [`tape`] of these ops alone, which is faster than candle's way back and gives the same bits; there only the ops and the
 //! tape's own functions may stand between variables and loss, and anything else is refused.
 //!
-//! Images are NHWC, convolution weights `[kh, kw, c, o]`, linear weights `[in, out]`, all `f32`.
+//! Images are NHWC, convolution weights `[kh, kw, c, o]`, linear weights `[in, out]`, all `f32`. What lies on a GPU, or is `bf16`, takes the
+//! [`composed`] form of the same ops: one code of a model serves all.
 //!
 //! # The same bytes with any number of threads
 //! Work is cut into chunks whose size depends on shapes alone, sums over chunks are added in their order, and each matrix product runs
 //! on one thread. Another instruction set may give other bits, since `gemm` chooses its kernels at run time.
 
+pub mod composed;
+pub mod compute;
 pub mod ema;
 pub mod gradcheck;
+mod kept;
 mod kernel;
 mod math;
 pub mod ops;

@@ -16,7 +16,7 @@ pub fn is_statistic(name: &str) -> bool {
     name.ends_with("running_mean") || name.ends_with("running_var")
 }
 
-/// Named tensors in the order of their names; all `f32` on the CPU.
+/// Named tensors in the order of their names; all `f32`, all on one device.
 #[derive(Debug, Clone, Default)]
 pub struct Params {
     vars: BTreeMap<String, Var>,
@@ -36,6 +36,27 @@ impl Params {
         let var = Var::from_tensor(&Tensor::from_vec(values, shape, &Device::Cpu)?)?;
         self.vars.insert(name.to_owned(), var);
         Ok(())
+    }
+
+    /// Adds a copy of a tensor, on its device, or replaces the one of that name.
+    ///
+    /// # Errors
+    /// If it cannot be copied.
+    pub fn insert_tensor(&mut self, name: &str, tensor: &Tensor) -> Result<()> {
+        self.vars.insert(name.to_owned(), Var::from_tensor(&tensor.detach().copy()?)?);
+        Ok(())
+    }
+
+    /// A copy on another device: training one does not touch the other.
+    ///
+    /// # Errors
+    /// If a tensor cannot be copied.
+    pub fn on(&self, device: &Device) -> Result<Self> {
+        let mut params = Self::new();
+        for (name, var) in &self.vars {
+            params.insert_tensor(name, &var.as_detached_tensor().to_device(device)?)?;
+        }
+        Ok(params)
     }
 
     /// Adds a tensor of normal values with variance `gain / fan_in` (He et al. 2015 with gain 2). The values depend on the seed and the name alone.
@@ -95,6 +116,14 @@ impl Params {
     pub fn frozen(&self) -> Result<Frozen> {
         let tensors = self.vars.iter().map(|(name, var)| Ok((name.clone(), var.as_tensor().detach().copy()?)));
         Ok(Frozen { tensors: tensors.collect::<Result<_>>()? })
+    }
+
+    /// [`frozen`](Self::frozen) on another device.
+    ///
+    /// # Errors
+    /// If a tensor cannot be copied.
+    pub fn frozen_on(&self, device: &Device) -> Result<Frozen> {
+        if device.is_cpu() { self.frozen() } else { self.on(device)?.frozen() }
     }
 
     /// A deep copy: training one does not touch the other.

@@ -1,7 +1,7 @@
 //! Tensors as slices.
 #![allow(unsafe_code, reason = "results that are written whole need not be filled with zeros first")]
 
-use candle_core::{CpuStorage, Device, Layout, Result, Shape, Storage, Tensor, bail};
+use candle_core::{CpuStorage, DType, Device, Layout, Result, Shape, Storage, Tensor, bail};
 
 /// The values of a contiguous `f32` storage.
 pub fn slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
@@ -15,8 +15,11 @@ fn storage_type(storage: &CpuStorage) -> candle_core::DType {
     storage.dtype()
 }
 
-/// Calls `f` with the values of a tensor.
+/// Calls `f` with the values of a tensor, which are copied if it lies on another device or has another type.
 pub fn with<R>(tensor: &Tensor, f: impl FnOnce(&[f32]) -> Result<R>) -> Result<R> {
+    if !tensor.device().is_cpu() || (tensor.dtype() != DType::F32 && tensor.dtype().is_float()) {
+        return f(&tensor.flatten_all()?.to_dtype(DType::F32)?.to_vec1()?);
+    }
     let tensor = tensor.contiguous()?;
     let (storage, layout) = tensor.storage_and_layout();
     match &*storage {

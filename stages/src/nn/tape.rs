@@ -3,7 +3,8 @@
 //! candle's backward pass makes a tensor of zeros for every gradient and adds the gradient to it, on threads of its own: three times the
 //! memory traffic. Under [`record`] the ops write down what they did instead, and [`Tape::backward`] hands gradients on as they are. The
 //! bits are the same, since 0 + g is g. Between ops only the functions of this module may be used: a tensor that candle itself has
-//! made from one that wants a gradient is refused, so that no gradient is cut.
+//! made from one that wants a gradient is refused, so that no gradient is cut. Ops in their [composed](super::composed) form, on a GPU or
+//! in `bf16`, go onto the tape as all others do.
 
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
@@ -11,9 +12,10 @@ use std::sync::Mutex;
 
 use candle_core::backprop::GradStore;
 use candle_core::{
-    CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Device, Layout, Result, Shape, Storage, Tensor, TensorId, Var, bail,
+    CpuStorage, CudaStorage, CustomOp1, CustomOp2, CustomOp3, DType, Device, Layout, Result, Shape, Storage, Tensor, TensorId, Var, bail,
 };
 
+use super::composed::{self, Composed};
 use super::profile::time;
 use super::storage::{gradient, output, slice, with};
 
@@ -21,6 +23,7 @@ enum Op {
     One(Box<dyn CustomOp1>),
     Two(Box<dyn CustomOp2>),
     Three(Box<dyn CustomOp3>),
+    Composed(Composed),
     Reshape,
     /// Along the last dimension, or along the first.
     Join {
@@ -120,6 +123,56 @@ fn made(result: (CpuStorage, Shape)) -> Result<Tensor> {
     mark.apply_op1(Made(Mutex::new(Some(result))))
 }
 
+/// The same of a tensor on any device.
+struct MadeThere(Mutex<Option<Tensor>>);
+
+impl MadeThere {
+    fn take(&self) -> Result<Tensor> {
+        match self.0.lock().map(|mut made| made.take()) {
+            Ok(Some(made)) => Ok(made),
+            _ => bail!("a result was taken twice"),
+        }
+    }
+}
+
+impl CustomOp1 for MadeThere {
+    fn name(&self) -> &'static str {
+        "made on a tape"
+    }
+
+    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+        composed::copied(&self.take()?, composed::on_cpu)
+    }
+
+    fn cuda_fwd(&self, _: &CudaStorage, _: &Layout) -> Result<(CudaStorage, Shape)> {
+        composed::copied(&self.take()?, composed::on_cuda)
+    }
+
+    fn bwd(&self, _: &Tensor, _: &Tensor, _: &Tensor) -> Result<Option<Tensor>> {
+        bail!("what was made on a tape has its gradients from the tape")
+    }
+}
+
+/// Puts an op whose result is there already onto the tape, or into candle's graph if nothing is written down.
+///
+/// # Errors
+/// If the op takes more than three tensors, or a tensor that candle made came onto a tape.
+pub fn apply_composed(args: &[&Tensor], op: Composed) -> Result<Tensor> {
+    if recording(args) {
+        let result = op.take()?;
+        let mark = Var::zeros((), DType::F32, result.device())?;
+        let y = mark.apply_op1(MadeThere(Mutex::new(Some(result))))?;
+        push(args, &y, Op::Composed(op))?;
+        return Ok(y);
+    }
+    match args {
+        [x] => x.apply_op1(op),
+        [a, b] => a.apply_op2(b, op),
+        [a, b, c] => a.apply_op3(b, c, op),
+        _ => bail!("{}: an op of {} tensors", op.name(), args.len()),
+    }
+}
+
 /// Calls `f` with the storage of a tensor on the CPU.
 fn stored<R>(x: &Tensor, f: impl FnOnce(&CpuStorage, &Layout) -> Result<R>) -> Result<R> {
     let (storage, layout) = x.storage_and_layout();
@@ -180,6 +233,11 @@ fn sum(a: &[f32], b: &[f32]) -> Vec<f32> {
     super::math::map2(a, b, |a, b| a + b)
 }
 
+/// The sum of two gradients of `x`.
+fn both(a: &Tensor, b: &Tensor, x: &Tensor) -> Result<Tensor> {
+    if composed::wanted(a) { a + b } else { gradient(with(a, |a| with(b, |b| Ok(sum(a, b))))?, x) }
+}
+
 struct Add;
 
 impl CustomOp2 for Add {
@@ -204,6 +262,9 @@ pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     if a.dims() != b.dims() {
         bail!("add: {:?} and {:?} differ", a.shape(), b.shape());
     }
+    if composed::wanted(a) {
+        return composed::add(a, b);
+    }
     apply2(a, b, Add)
 }
 
@@ -227,6 +288,7 @@ impl Node {
             Op::One(op) => op.name(),
             Op::Two(op) => op.name(),
             Op::Three(op) => op.name(),
+            Op::Composed(op) => op.name(),
             Op::Reshape => "reshape",
             Op::Join { .. } => "join",
         }
@@ -243,6 +305,7 @@ impl Node {
                 let (a, b, c) = op.bwd(a, b, c, &self.y, dy)?;
                 vec![a, b, c]
             }
+            (Op::Composed(op), _) => op.gradients(&self.y, dy)?,
             (Op::Reshape, [x]) => vec![Some(dy.reshape(x.shape())?)],
             (Op::Join { last }, parts) => {
                 let dim = if *last { dy.rank().saturating_sub(1) } else { 0 };
@@ -279,7 +342,7 @@ impl Tape {
             bail!("the loss is not one value made on this tape");
         }
         let mut grads: HashMap<TensorId, (Tensor, Tensor)> = HashMap::new();
-        grads.insert(loss.id(), (loss.clone(), Tensor::ones(loss.shape(), DType::F32, &Device::Cpu)?));
+        grads.insert(loss.id(), (loss.clone(), Tensor::ones(loss.shape(), loss.dtype(), loss.device())?));
         Self::go(self.nodes, &mut grads)?;
         // An empty store cannot be made from outside of candle; that of a constant is nearly so.
         let mut store = Tensor::zeros((), DType::F32, &Device::Cpu)?.backward()?;
@@ -295,9 +358,7 @@ impl Tape {
             for (x, dx) in node.args.iter().zip(time("backward", node.name(), || node.backward(&dy))?) {
                 let Some(dx) = dx.filter(|_| x.track_op()) else { continue };
                 let total = match grads.remove(&x.id()) {
-                    Some((_, other)) => {
-                        time("backward", "sums of gradients", || gradient(with(&other, |a| with(&dx, |b| Ok(sum(a, b))))?, x))?
-                    }
+                    Some((_, other)) => time("backward", "sums of gradients", || both(&other, &dx, x))?,
                     None => dx,
                 };
                 grads.insert(x.id(), (x.clone(), total));

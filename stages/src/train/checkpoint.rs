@@ -135,12 +135,12 @@ fn of_params<'a>(prefix: &'a str, params: &'a Params) -> impl Iterator<Item = Re
 
 fn encode(trainer: &Trainer<'_>) -> Result<Vec<u8>> {
     let mut tensors: BTreeMap<String, (Dtype, Vec<u8>)> = of_params("model", &trainer.model.params).collect::<Result<_>>()?;
-    let memory = trainer.optimiser.memory();
+    let memory = trainer.optimiser.memory()?;
     for (name, values) in &memory.values {
         tensors.extend(values.iter().enumerate().map(|(i, values)| (format!("optimiser/{i}/{name}"), of_floats(values))));
     }
-    if let Some((_, averages)) = trainer.ema.as_ref().map(Ema::state) {
-        tensors.extend(averages.iter().map(|(name, values)| (format!("ema/{name}"), of_floats(values))));
+    if let Some(ema) = &trainer.ema {
+        tensors.extend(ema.averages()?.iter().map(|(name, values)| (format!("ema/{name}"), of_floats(values))));
     }
     if let Some(best) = &trainer.best {
         tensors.extend(of_params("best", &best.params).collect::<Result<Vec<_>>>()?);
@@ -151,7 +151,7 @@ fn encode(trainer: &Trainer<'_>) -> Result<Vec<u8>> {
         config: trainer.model.config.clone(),
         training: trainer.identity(),
         optimiser_steps: memory.steps,
-        ema_steps: trainer.ema.as_ref().map(|ema| ema.state().0),
+        ema_steps: trainer.ema.as_ref().map(Ema::steps),
         best: trainer.best.as_ref().map(|best| (best.loss.to_bits(), best.waited)),
     };
     let json = serde_json::to_vec(&state).map_err(|e| Error::argument(e.to_string()))?;
@@ -208,7 +208,7 @@ fn restore(saved: Saved, trainer: &mut Trainer<'_>) -> Result<(), String> {
             let values = tensors.remove(&format!("{prefix}/{name}")).ok_or_else(|| format!("it has no {prefix}/{name}"))?;
             params.insert(name, var.dims(), values).map_err(words)?;
         }
-        Ok(params)
+        params.on(&trainer.place.device).map_err(words)
     };
     let params = params_of("model")?;
     let best = match state.best {

@@ -8,6 +8,7 @@ use crate::data::split::{Share, Split, split_labels};
 use crate::error::{Error, Result};
 use crate::features::Features;
 use crate::model::Model;
+use crate::nn::compute::{Place, rows};
 use crate::nn::ops::cross_entropy;
 use crate::nn::params::{Params, Weights};
 use crate::rng::Stream;
@@ -38,16 +39,23 @@ pub fn hold_out(set: &dyn Images, stopping: EarlyStopping, seed: u64) -> Result<
 }
 
 /// How well a model with these weights does on all images of a set, `batch` at a time; `features` are what its beginning makes of them.
-pub(super) fn score(model: &Model, weights: &dyn Weights, set: &dyn Images, features: Option<&Features>, batch: usize) -> Result<Score> {
+/// The weights lie in `place`.
+pub(super) fn score(
+    model: &Model,
+    (weights, place): (&dyn Weights, &Place),
+    set: &dyn Images,
+    features: Option<&Features>,
+    batch: usize,
+) -> Result<Score> {
     let indices: Vec<usize> = (0..set.len()).collect();
     let (mut loss, mut hits) = (0.0, 0);
     let classes = model.config.classes.len();
     for part in indices.chunks(batch.max(1)) {
         let logits = match features {
-            None => model.logits(weights, &set.to_f32(part, model.config.normalisation)?)?,
+            None => model.logits(weights, &place.bring(&set.to_f32(part, model.config.normalisation)?)?)?,
             Some(features) => {
                 let values = part.iter().flat_map(|&i| features.row(i)).copied().collect();
-                model.logits_from(features.meta.units.len(), weights, &features.tensor(values, part.len())?)?
+                model.logits_from(features.meta.units.len(), weights, &place.bring(&features.tensor(values, part.len())?)?)?
             }
         };
         let mut targets = vec![0.0; part.len() * classes];
@@ -57,7 +65,7 @@ pub(super) fn score(model: &Model, weights: &dyn Weights, set: &dyn Images, feat
             *target = 1.0;
         }
         loss += f64::from(cross_entropy(&logits, &targets)?.to_scalar::<f32>()?) * part.len() as f64;
-        hits += logits.to_vec2::<f32>()?.iter().zip(part).filter(|(row, i)| argmax(row) == set.labels()[**i] as usize).count();
+        hits += rows(&logits)?.iter().zip(part).filter(|(row, i)| argmax(row) == set.labels()[**i] as usize).count();
     }
     Ok(Score { loss: loss / set.len() as f64, accuracy: hits as f64 / set.len() as f64 })
 }

@@ -73,6 +73,12 @@ macro_rules! training_params {
             /// Updates of the weights, instead of `epochs`.
             pub steps: Option<usize>,
             $($(#[$shared_doc])* pub $shared: $shared_type,)*
+            /// Where the training is computed: `cpu` or `cuda`.
+            #[serde(skip_serializing_if = "crate::nn::compute::is_usual")]
+            pub device: $crate::nn::compute::DeviceKind,
+            /// What activations are computed in: `f32`, or with `device: cuda` also `bf16`.
+            #[serde(skip_serializing_if = "crate::nn::compute::is_usual")]
+            pub precision: $crate::nn::compute::Precision,
             /// Steps after which a checkpoint is written, from which a killed stage goes on; 0 is never, and without it one is written every
             /// five minutes. It changes nothing of what comes out, and is not part of the key.
             pub checkpoint_every: Option<usize>,
@@ -83,7 +89,16 @@ macro_rules! training_params {
         impl Default for $name {
             fn default() -> Self {
                 let recipe = $crate::train::Recipe::default();
-                Self { $($own: $default,)* epochs: None, steps: None, $($shared: recipe.$shared,)* checkpoint_every: None, seed: 0 }
+                Self {
+                    $($own: $default,)*
+                    epochs: None,
+                    steps: None,
+                    $($shared: recipe.$shared,)*
+                    device: Default::default(),
+                    precision: Default::default(),
+                    checkpoint_every: None,
+                    seed: 0,
+                }
             }
         }
 
@@ -92,8 +107,13 @@ macro_rules! training_params {
                 $crate::train::Recipe { length: $crate::train::Length::of(self.epochs, self.steps), $($shared: self.$shared.clone(),)* }
             }
 
+            fn compute(&self) -> $crate::nn::compute::Compute {
+                $crate::nn::compute::Compute { device: self.device, precision: self.precision }
+            }
+
             fn complaints(&self) -> Vec<trestle_engine::stage::ParamError> {
                 let mut errors = self.recipe().check();
+                errors.extend(self.compute().complaints());
                 if self.epochs.is_some() && self.steps.is_some() {
                     errors.push(trestle_engine::stage::ParamError::new("steps", "`epochs` and `steps` both say how long to train; keep one"));
                 }

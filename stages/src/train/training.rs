@@ -17,6 +17,7 @@ use crate::data::Images;
 use crate::error::{Error, Result};
 use crate::features::Features;
 use crate::model::{Model, Partly};
+use crate::nn::compute::{self, Compute, Place};
 use crate::nn::ema::Ema;
 use crate::nn::ops::cross_entropy;
 use crate::nn::optim::{Optimiser, clip};
@@ -40,6 +41,8 @@ pub struct Training<'a> {
     pub features: Option<Given<'a>>,
     /// Where to go on from, and to write what can be gone on from.
     pub checkpoints: Option<&'a Checkpoints>,
+    /// On which device, and in which precision.
+    pub compute: Compute,
 }
 
 /// Features of the images to train on, and of those held out.
@@ -63,7 +66,7 @@ pub enum Said {
 impl<'a> Training<'a> {
     /// A training on images, without any held out, and without checkpoints.
     pub fn new(sources: &'a [Source<'a>], recipe: &'a Recipe, seed: u64) -> Self {
-        Self { sources, held_out: None, recipe, seed, features: None, checkpoints: None }
+        Self { sources, held_out: None, recipe, seed, features: None, checkpoints: None, compute: Compute::default() }
     }
 
     /// Units whose output is given.
@@ -105,6 +108,8 @@ pub(super) struct Trainer<'a> {
     pub(super) training: Training<'a>,
     /// Those of frozen units as constants.
     weights: Partly,
+    /// Where it is computed.
+    pub(super) place: Place,
     schedule: Schedule,
     pub(super) optimiser: Box<dyn Optimiser>,
     pub(super) ema: Option<Ema>,
@@ -122,6 +127,11 @@ impl<'a> Trainer<'a> {
         if let Some(unit) = recipe.lr_scale.keys().find(|unit| !units.contains(unit)) {
             return Err(Error::argument(format!("`lr_scale`: the model has no unit `{unit}`; its units are {}", units.join(", "))));
         }
+        let place = training.compute.open()?;
+        if !place.device.is_cpu() {
+            model.params = model.params.on(&place.device)?;
+        }
+        let units = &model.config.units;
         let weights = model.frozen(&recipe.freeze).map_err(|e| Error::argument(format!("`freeze`: {e}")))?;
         if units.iter().all(|unit| recipe.freeze.contains(unit)) {
             return Err(Error::argument("`freeze`: every unit is frozen, there is nothing to train"));
@@ -130,6 +140,7 @@ impl<'a> Trainer<'a> {
         let images = training.sources.first().map_or(0, |source| source.set.len());
         Ok(Self {
             weights,
+            place,
             schedule: recipe.schedule(),
             optimiser: recipe.optimiser(),
             ema,
@@ -145,7 +156,9 @@ impl<'a> Trainer<'a> {
     /// All that says which training this is, but for the images and the weights at its beginning.
     pub(super) fn identity(&self) -> String {
         let sources: Vec<(usize, f64)> = self.training.sources.iter().map(|source| (source.set.len(), source.share)).collect();
-        format!("{:?} seed {} sources {sources:?} {}", self.training.recipe, self.training.seed, crate::instruction_set())
+        let Training { recipe, seed, compute, .. } = self.training;
+        let place = if compute == Compute::default() { String::new() } else { format!(" {compute:?}") };
+        format!("{recipe:?} seed {seed} sources {sources:?} {}{place}", crate::instruction_set())
     }
 
     /// Goes on from the last checkpoint, if there is one; gives what is to be said of it.
@@ -222,6 +235,7 @@ impl<'a> Trainer<'a> {
             None => Tensor::from_vec(values, shape, &Device::Cpu)?,
             Some(features) => features.train.tensor(values, batch.count)?,
         };
+        let images = self.place.bring(&images)?;
         let given = self.training.units_given();
         let fixed: &[String] = if recipe.frozen_norms == Norms::Frozen { &recipe.freeze } else { &[] };
         let ((logits, statistics, loss), tape) = tape::record(|| {
@@ -282,7 +296,7 @@ impl<'a> Trainer<'a> {
             None => self.model.params.copied()?,
         };
         let features = self.training.features.and_then(|features| features.held_out);
-        let score = score(self.model, &params.frozen()?, set, features, self.training.recipe.batch)?;
+        let score = score(self.model, (&params.frozen()?, &self.place), set, features, self.training.recipe.batch)?;
         if !score.loss.is_finite() {
             let step = self.log.steps.len();
             return Err(Error::argument(format!("the loss on the held-out images is {} after step {step}", score.loss)));
@@ -301,6 +315,9 @@ impl<'a> Trainer<'a> {
             (None, Some(ema)) => self.model.params = ema.params(&self.model.params)?,
             (None, None) => {}
         }
+        if !self.place.device.is_cpu() {
+            self.model.params = self.model.params.on(&Device::Cpu)?;
+        }
         Ok(self.log)
     }
 }
@@ -311,7 +328,7 @@ pub fn argmax(row: &[f32]) -> usize {
 }
 
 fn agreement(logits: &Tensor, targets: &[f32]) -> Result<f64> {
-    let logits = logits.to_vec2::<f32>()?;
+    let logits = compute::rows(logits)?;
     let classes = targets.len() / logits.len();
     let hits = logits.iter().zip(targets.chunks_exact(classes)).filter(|(l, t)| argmax(l) == argmax(t)).count();
     Ok(hits as f64 / logits.len() as f64)

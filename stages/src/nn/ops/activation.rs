@@ -2,6 +2,7 @@
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 
+use crate::nn::composed::{self, Function};
 use crate::nn::math::{map, map2, normal, sigmoid, tanh};
 use crate::nn::storage::{gradient, output, slice, with};
 use crate::nn::tape::apply1;
@@ -9,6 +10,8 @@ use crate::nn::tape::apply1;
 /// A function of one value and its derivative.
 pub(super) trait Scalar: Send + Sync {
     const NAME: &'static str;
+    /// The same in its composed form.
+    const COMPOSED: Function;
     fn value(x: f32) -> f32;
     fn slope(x: f32) -> f32;
 }
@@ -31,12 +34,16 @@ impl<S: Scalar> CustomOp1 for Pointwise<S> {
 }
 
 fn apply<S: Scalar + 'static>(x: &Tensor) -> Result<Tensor> {
+    if composed::wanted(x) {
+        return composed::pointwise(S::NAME, x, S::COMPOSED);
+    }
     apply1(x, Pointwise::<S>(std::marker::PhantomData))
 }
 
 struct Relu;
 impl Scalar for Relu {
     const NAME: &'static str = "relu";
+    const COMPOSED: Function = Function::Relu;
     #[inline(always)]
     fn value(x: f32) -> f32 {
         // Not a number stays what it is, so that a diverged model is noticed.
@@ -51,6 +58,7 @@ impl Scalar for Relu {
 pub(super) struct Silu;
 impl Scalar for Silu {
     const NAME: &'static str = "silu";
+    const COMPOSED: Function = Function::Silu;
     #[inline(always)]
     fn value(x: f32) -> f32 {
         x * sigmoid(x)
@@ -68,6 +76,7 @@ const GELU: (f32, f32) = (0.797_884_6, 0.044_715);
 struct Gelu;
 impl Scalar for Gelu {
     const NAME: &'static str = "gelu";
+    const COMPOSED: Function = Function::Gelu;
     #[inline(always)]
     fn value(x: f32) -> f32 {
         0.5 * x * (1.0 + tanh(GELU.0 * (x + GELU.1 * x * x * x)))
@@ -82,6 +91,7 @@ impl Scalar for Gelu {
 pub(super) struct GeluErf;
 impl Scalar for GeluErf {
     const NAME: &'static str = "gelu_erf";
+    const COMPOSED: Function = Function::GeluErf;
     #[inline(always)]
     fn value(x: f32) -> f32 {
         x * normal(x).0
@@ -96,6 +106,7 @@ impl Scalar for GeluErf {
 struct Relu6;
 impl Scalar for Relu6 {
     const NAME: &'static str = "relu6";
+    const COMPOSED: Function = Function::Relu6;
     #[inline(always)]
     fn value(x: f32) -> f32 {
         x.clamp(0.0, 6.0)
@@ -109,6 +120,7 @@ impl Scalar for Relu6 {
 struct HardSigmoid;
 impl Scalar for HardSigmoid {
     const NAME: &'static str = "hard_sigmoid";
+    const COMPOSED: Function = Function::HardSigmoid;
     #[inline(always)]
     fn value(x: f32) -> f32 {
         Relu6::value(x + 3.0) / 6.0
@@ -122,6 +134,7 @@ impl Scalar for HardSigmoid {
 struct HardSwish;
 impl Scalar for HardSwish {
     const NAME: &'static str = "hard_swish";
+    const COMPOSED: Function = Function::HardSwish;
     #[inline(always)]
     fn value(x: f32) -> f32 {
         x * HardSigmoid::value(x)
@@ -142,7 +155,7 @@ impl Scalar for HardSwish {
 /// `max(x, 0)`, with gradient 0 at 0.
 ///
 /// # Errors
-/// If `x` is not an `f32` tensor on the CPU.
+/// If `x` holds no floating-point numbers.
 pub fn relu(x: &Tensor) -> Result<Tensor> {
     apply::<Relu>(x)
 }
@@ -150,7 +163,7 @@ pub fn relu(x: &Tensor) -> Result<Tensor> {
 /// `x / (1 + e^-x)`.
 ///
 /// # Errors
-/// If `x` is not an `f32` tensor on the CPU.
+/// If `x` holds no floating-point numbers.
 pub fn silu(x: &Tensor) -> Result<Tensor> {
     apply::<Silu>(x)
 }
@@ -158,7 +171,7 @@ pub fn silu(x: &Tensor) -> Result<Tensor> {
 /// The tanh form of GELU.
 ///
 /// # Errors
-/// If `x` is not an `f32` tensor on the CPU.
+/// If `x` holds no floating-point numbers.
 pub fn gelu(x: &Tensor) -> Result<Tensor> {
     apply::<Gelu>(x)
 }
@@ -166,7 +179,7 @@ pub fn gelu(x: &Tensor) -> Result<Tensor> {
 /// The exact form of GELU, `x·Φ(x)`.
 ///
 /// # Errors
-/// If `x` is not an `f32` tensor on the CPU.
+/// If `x` holds no floating-point numbers.
 pub fn gelu_erf(x: &Tensor) -> Result<Tensor> {
     apply::<GeluErf>(x)
 }
@@ -174,7 +187,7 @@ pub fn gelu_erf(x: &Tensor) -> Result<Tensor> {
 /// `min(max(x, 0), 6)`.
 ///
 /// # Errors
-/// If `x` is not an `f32` tensor on the CPU.
+/// If `x` holds no floating-point numbers.
 pub fn relu6(x: &Tensor) -> Result<Tensor> {
     apply::<Relu6>(x)
 }
@@ -182,7 +195,7 @@ pub fn relu6(x: &Tensor) -> Result<Tensor> {
 /// `relu6(x + 3) / 6`.
 ///
 /// # Errors
-/// If `x` is not an `f32` tensor on the CPU.
+/// If `x` holds no floating-point numbers.
 pub fn hard_sigmoid(x: &Tensor) -> Result<Tensor> {
     apply::<HardSigmoid>(x)
 }
@@ -190,7 +203,7 @@ pub fn hard_sigmoid(x: &Tensor) -> Result<Tensor> {
 /// `x · relu6(x + 3) / 6` (Howard et al. 2019).
 ///
 /// # Errors
-/// If `x` is not an `f32` tensor on the CPU.
+/// If `x` holds no floating-point numbers.
 pub fn hard_swish(x: &Tensor) -> Result<Tensor> {
     apply::<HardSwish>(x)
 }

@@ -8,6 +8,7 @@ use crate::nn::parallel::Parallel;
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
+use crate::nn::composed::{self, Statistics};
 use crate::nn::kernel::add;
 use crate::nn::simd::vectorised;
 use crate::nn::storage::{gradient, output, slice, unwritten, with};
@@ -15,13 +16,33 @@ use crate::nn::tape::{apply2, apply3, join};
 
 /// Mean and variance of every channel.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Moments {
+struct Channels {
     /// Means.
-    pub mean: Vec<f32>,
+    mean: Vec<f32>,
     /// Mean squared distances from them (the biased variance).
-    pub variance: Vec<f32>,
+    variance: Vec<f32>,
     /// Values of one channel.
-    pub count: usize,
+    count: usize,
+}
+
+/// Mean and variance of every channel of a batch, where its images lie.
+#[derive(Debug, Clone)]
+pub struct Moments {
+    /// Means and biased variances.
+    of: Statistics,
+    /// Values of one channel.
+    count: usize,
+}
+
+impl Moments {
+    /// What running statistics are moved towards, `[c]` each: the means, and the unbiased variances, as PyTorch has it.
+    ///
+    /// # Errors
+    /// Those of candle.
+    pub fn towards(&self) -> Result<[Tensor; 2]> {
+        let factor = self.count as f32 / (self.count.max(2) - 1) as f32;
+        Ok([self.of.mean.clone(), self.of.variance.affine(f64::from(factor), 0.0)?])
+    }
 }
 
 /// Rows of `c` values that one task takes: what stays in the second-level cache.
@@ -29,7 +50,7 @@ fn chunk(c: usize) -> usize {
     (65_536 / c).clamp(16, 1024)
 }
 
-impl Moments {
+impl Channels {
     /// Of each chunk of rows the mean and the squares around it; the chunks are put together in their order, in double precision
     /// (Chan, Golub and LeVeque 1983).
     fn of(x: &[f32], c: usize) -> Self {
@@ -64,10 +85,10 @@ impl Moments {
         Self { mean: single(mean, 1.0), variance: single(squares, count), count: x.len() / c }
     }
 
-    /// What running statistics are moved towards: the unbiased variance, as PyTorch has it.
-    pub fn unbiased(&self) -> Vec<f32> {
-        let factor = self.count as f32 / (self.count.max(2) - 1) as f32;
-        self.variance.iter().map(|v| v * factor).collect()
+    /// Given ones.
+    fn read(given: &Statistics, count: usize) -> Result<Self> {
+        let read = |tensor: &Tensor| with(tensor, |values| Ok(values.to_vec()));
+        Ok(Self { mean: read(&given.mean)?, variance: read(&given.variance)?, count })
     }
 
     fn rstd(&self, eps: f32) -> Vec<f32> {
@@ -87,7 +108,7 @@ pub struct BatchNorm {
 struct Op {
     norm: BatchNorm,
     /// Set beforehand: constants (evaluation). Empty: the batch's own, through which the gradient goes too.
-    moments: Arc<OnceLock<Moments>>,
+    moments: Arc<OnceLock<Channels>>,
     train: bool,
 }
 
@@ -96,7 +117,7 @@ impl Op {
     fn forward(&self, x: &[f32], affine: &[f32], shortcut: Option<&[f32]>) -> Vec<f32> {
         let c = affine.len() / 2;
         let (gamma, beta) = affine.split_at(c);
-        let moments = self.moments.get_or_init(|| Moments::of(x, c));
+        let moments = self.moments.get_or_init(|| Channels::of(x, c));
         let scale: Vec<f32> = moments.rstd(self.norm.eps).iter().zip(gamma).map(|(r, g)| r * g).collect();
         let shift: Vec<f32> = beta.iter().zip(&moments.mean).zip(&scale).map(|((b, m), s)| b - m * s).collect();
         // With a floor of −∞ nothing is cut off. A comparison that lets what is not a number through.
@@ -227,9 +248,9 @@ impl CustomOp3 for Op {
 }
 
 impl BatchNorm {
-    fn apply(self, x: &Tensor, affine: [&Tensor; 2], shortcut: Option<&Tensor>, given: Option<Moments>) -> Result<(Tensor, Moments)> {
+    fn apply(self, x: &Tensor, affine: [&Tensor; 2], shortcut: Option<&Tensor>, given: Option<Statistics>) -> Result<(Tensor, Moments)> {
         let c = x.dim(candle_core::D::Minus1)?;
-        let given_fits = given.as_ref().is_none_or(|m| m.mean.len() == c && m.variance.len() == c);
+        let given_fits = given.as_ref().is_none_or(|m| m.mean.dims() == [c] && m.variance.dims() == [c]);
         if x.elem_count() == 0 || affine.iter().any(|a| a.dims() != [c]) || !given_fits || shortcut.is_some_and(|r| r.dims() != x.dims()) {
             bail!(
                 "batch_norm: scale {:?}, shift {:?}, statistics and shortcut {:?} do not fit {:?}",
@@ -239,7 +260,13 @@ impl BatchNorm {
                 x.dims()
             );
         }
+        let count = x.elem_count() / c;
+        if composed::wanted(x) {
+            let (y, of) = composed::batch_norm(x, &join(&affine, false)?, shortcut, given, (self.eps, self.relu))?;
+            return Ok((y, Moments { of, count }));
+        }
         let train = given.is_none();
+        let given = given.map(|of| Channels::read(&of, count)).transpose()?;
         let moments = Arc::new(given.map_or_else(OnceLock::new, OnceLock::from));
         let op = Op { norm: self, moments: moments.clone(), train };
         // Of three tensors at most an op can be made: scale and shift go as one.
@@ -249,7 +276,8 @@ impl BatchNorm {
             Some(shortcut) => apply3(x, &affine, shortcut, op)?,
         };
         let Some(moments) = moments.get() else { bail!("batch_norm: the forward pass left no statistics") };
-        Ok((y, moments.clone()))
+        let single = |values: &[f32]| Tensor::from_vec(values.to_vec(), c, x.device());
+        Ok((y, Moments { of: Statistics { mean: single(&moments.mean)?, variance: single(&moments.variance)? }, count }))
     }
 
     /// Normalises every channel of `x` `[…, c]` over the whole batch, scales it by `gamma` `[c]`, shifts it by `beta` `[c]` and adds the
@@ -266,8 +294,7 @@ impl BatchNorm {
     /// # Errors
     /// If the shapes do not fit.
     pub fn eval(self, x: &Tensor, affine: [&Tensor; 2], running: [&Tensor; 2], shortcut: Option<&Tensor>) -> Result<Tensor> {
-        let [mean, variance] = running.map(|t| with(t, |v| Ok(v.to_vec())));
-        let moments = Moments { mean: mean?, variance: variance?, count: x.elem_count() / x.dim(candle_core::D::Minus1)?.max(1) };
-        Ok(self.apply(x, affine, shortcut, Some(moments))?.0)
+        let [mean, variance] = running.map(Tensor::detach);
+        Ok(self.apply(x, affine, shortcut, Some(Statistics { mean, variance }))?.0)
     }
 }

@@ -6,6 +6,7 @@ use crate::nn::parallel::Parallel;
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
+use crate::nn::composed;
 use crate::nn::kernel::column_sums;
 use crate::nn::simd::vectorised;
 use crate::nn::storage::{gradient, output, slice, unwritten, with};
@@ -58,9 +59,12 @@ impl CustomOp2 for Rows {
     }
 }
 
-fn rows(name: &str, x: &Tensor, b: &Tensor, product: bool) -> Result<Tensor> {
+fn rows(name: &'static str, x: &Tensor, b: &Tensor, product: bool) -> Result<Tensor> {
     if b.elem_count() == 0 || !x.dims().ends_with(b.dims()) {
         bail!("{name}: {:?} is not the end of {:?}", b.shape(), x.shape());
+    }
+    if composed::wanted(x) {
+        return composed::rows(name, x, b, product);
     }
     apply2(x, b, Rows { product })
 }
@@ -146,10 +150,13 @@ impl CustomOp2 for Samples {
     }
 }
 
-fn samples(name: &str, x: &Tensor, s: &Tensor, product: bool) -> Result<Tensor> {
+fn samples(name: &'static str, x: &Tensor, s: &Tensor, product: bool) -> Result<Tensor> {
     let (n, c) = (x.dim(0)?, x.dim(candle_core::D::Minus1)?);
     if x.elem_count() == 0 || s.dims() != [n, c] {
         bail!("{name}: values {:?} for every channel of every sample do not fit {:?}", s.shape(), x.shape());
+    }
+    if composed::wanted(x) {
+        return composed::samples(name, x, s, product);
     }
     apply2(x, s, Samples { product, size: x.elem_count() / n, c })
 }

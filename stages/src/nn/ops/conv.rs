@@ -2,6 +2,7 @@
 
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
+use crate::nn::composed::{self, Taps};
 use crate::nn::kernel::{Conv, Then, column_sums, masked_with_sums};
 use crate::nn::storage::{gradient, output, slice, with};
 use crate::nn::tape::{apply2, apply3};
@@ -149,10 +150,17 @@ fn apply(x: &Tensor, w: &Tensor, bias: Option<&Tensor>, window: Window, relu: bo
         bail!("conv: kernels {:?} with {window:?} do not fit images {:?}", w.shape(), x.shape());
     }
     let op = Conv2d { conv: Conv { n, h, w: width, c, o, kh, kw, stride, pad, groups, fast, x_row: c, y_row: o }, relu };
+    if let Some(bias) = bias.filter(|bias| bias.dims() != [o]) {
+        bail!("conv: a bias {:?} does not fit {o} kernels", bias.shape());
+    }
+    if composed::wanted(x) {
+        let out = [op.conv.out_h(), op.conv.out_w()];
+        let y = composed::conv(x, w, bias, Taps { image: [h, width], kernel: [kh, kw], stride, pad: [pad[0], pad[1]], out }, groups)?;
+        return if relu { super::relu(&y) } else { Ok(y) };
+    }
     match bias {
         None => apply2(x, w, op),
-        Some(bias) if bias.dims() == [o] => apply3(x, w, bias, op),
-        Some(bias) => bail!("conv: a bias {:?} does not fit {o} kernels", bias.shape()),
+        Some(bias) => apply3(x, w, bias, op),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 
+use crate::nn::composed;
 use crate::nn::storage::{gradient, output, slice, with};
 use crate::nn::tape::apply1;
 
@@ -42,6 +43,9 @@ pub fn embedding(table: &Tensor, ids: &[u32]) -> Result<Tensor> {
     if let Some(id) = ids.iter().find(|&&id| id as usize >= rows) {
         bail!("embedding: there is no row {id} in a table of {rows}");
     }
+    if composed::wanted(table) {
+        return composed::embedding(table, ids);
+    }
     apply1(table, Embedding { ids: ids.to_vec(), width })
 }
 
@@ -77,6 +81,9 @@ pub fn first(x: &Tensor) -> Result<Tensor> {
     x.dims3()?;
     if x.elem_count() == 0 {
         bail!("first: {:?} has no rows", x.shape());
+    }
+    if composed::wanted(x) {
+        return composed::first(x);
     }
     apply1(x, First)
 }

@@ -2,6 +2,7 @@
 
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
 
+use crate::nn::composed;
 use crate::nn::kernel::{Conv, ExpandWeights};
 use crate::nn::storage::{gradient, output, slice, with};
 use crate::nn::tape::{apply2, join, reshape};
@@ -51,7 +52,8 @@ pub fn expand(x: &Tensor, one: [&Tensor; 2], three: [&Tensor; 2]) -> Result<Opti
     if !fits || x.elem_count() == 0 {
         bail!("expand: kernels {:?} and {:?} do not fit images {:?}", one[0].shape(), three[0].shape(), x.shape());
     }
-    if !conv.can_expand() {
+    // The composed forms have nothing to gain by it.
+    if composed::wanted(x) || !conv.can_expand() {
         return Ok(None);
     }
     // Of three tensors at most an op can be made: the weights go as one.

@@ -8,6 +8,7 @@ use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tenso
 use rayon::prelude::*;
 
 use super::activation::{GeluErf, Scalar};
+use crate::nn::composed;
 use crate::nn::kernel::{self, Matrix, Panels, add, column_sums, with_scratch};
 use crate::nn::math::map2;
 use crate::nn::simd::vectorised;
@@ -231,12 +232,18 @@ fn apply(x: &Tensor, w: &Tensor, bias: Option<&Tensor>, gelu: bool) -> Result<Te
         Some(last) if *last == k => *last = n,
         _ => bail!("linear: weights {:?} do not fit {:?}", w.shape(), x.shape()),
     }
+    if let Some(bias) = bias.filter(|bias| bias.dims() != [n]) {
+        bail!("linear: a bias {:?} does not fit {n} results", bias.shape());
+    }
     let m = x.elem_count() / k;
     let (x, op) = (reshape(x, (m, k))?, Linear::new(m, k, n, gelu));
+    if composed::wanted(&x) {
+        let y = composed::linear(&x, w, bias)?;
+        return reshape(&if gelu { super::gelu_erf(&y)? } else { y }, dims);
+    }
     let y = match bias {
         None => apply2(&x, w, op)?,
-        Some(bias) if bias.dims() == [n] => apply3(&x, w, bias, op)?,
-        Some(bias) => bail!("linear: a bias {:?} does not fit {n} results", bias.shape()),
+        Some(bias) => apply3(&x, w, bias, op)?,
     };
     reshape(&y, dims)
 }
@@ -333,6 +340,9 @@ pub fn matmul(x: &Tensor, y: &Tensor, transpose_right: bool) -> Result<Tensor> {
     let (inner, n) = if transpose_right { (columns, rows) } else { (rows, columns) };
     if b != b2 || inner != k {
         bail!("matmul: {:?} and {:?} do not fit", x.shape(), y.shape());
+    }
+    if composed::wanted(x) {
+        return composed::matmul(x, y, transpose_right);
     }
     apply2(x, y, Batched { b, m, k, n, transpose: transpose_right })
 }

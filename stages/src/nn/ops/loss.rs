@@ -3,6 +3,7 @@
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 
 use super::softmax::softmax_row;
+use crate::nn::composed;
 use crate::nn::storage::{gradient, output, slice, with};
 use crate::nn::tape::apply1;
 
@@ -49,6 +50,9 @@ pub fn cross_entropy(logits: &Tensor, targets: &[f32]) -> Result<Tensor> {
     if targets.len() != n * classes {
         bail!("cross_entropy: {} targets do not fit logits {:?}", targets.len(), logits.shape());
     }
+    if composed::wanted(logits) {
+        return composed::cross_entropy(logits, targets);
+    }
     apply1(logits, CrossEntropy { targets: targets.to_vec(), classes })
 }
 
@@ -86,6 +90,9 @@ impl CustomOp1 for Mse {
 pub fn mse(x: &Tensor, target: &Tensor) -> Result<Tensor> {
     if x.dims() != target.dims() {
         bail!("mse: {:?} and {:?} differ", x.shape(), target.shape());
+    }
+    if composed::wanted(x) {
+        return composed::mse(x, target);
     }
     let target = with(target, |target| Ok(target.to_vec()))?;
     apply1(x, Mse { target })

@@ -1,4 +1,5 @@
-//! The differentiable operations. Each takes and gives contiguous `f32` tensors on the CPU, and skips the gradients that nobody wants.
+//! The differentiable operations, which skip the gradients that nobody wants. Contiguous `f32` tensors on the CPU take the kernels of this
+//! crate; all others the [`composed`](super::composed) form of the same op.
 
 mod activation;
 mod batch_norm;

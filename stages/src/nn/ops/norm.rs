@@ -10,6 +10,7 @@ use rayon::prelude::*;
 
 use super::activation::{Scalar, Silu};
 use super::norm_rows as rows;
+use crate::nn::composed;
 use crate::nn::kernel::{add, add_up};
 use crate::nn::simd::vectorised;
 use crate::nn::storage::{gradient, output, slice, unwritten, with};
@@ -241,6 +242,10 @@ impl CustomOp3 for Op {
 fn apply(x: &Tensor, gamma: &Tensor, beta: &Tensor, norm: Norm) -> Result<Tensor> {
     if gamma.dims() != [norm.c] || beta.dims() != [norm.c] || norm.groups == 0 || !norm.c.is_multiple_of(norm.groups) {
         bail!("norm: {} groups, scale {:?} and shift {:?} do not fit {:?}", norm.groups, gamma.shape(), beta.shape(), x.shape());
+    }
+    if composed::wanted(x) {
+        let y = composed::group_norm(x, norm.pixels, norm.groups, [gamma, beta], norm.eps)?;
+        return if norm.silu { super::silu(&y) } else { Ok(y) };
     }
     apply3(x, gamma, beta, Op { norm, samples: OnceLock::new(), rows: OnceLock::new() })
 }

@@ -8,6 +8,7 @@ use crate::nn::parallel::Parallel;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
+use crate::nn::composed::{self, Taps};
 use crate::nn::kernel::add;
 use crate::nn::simd::vectorised;
 use crate::nn::storage::{gradient, output, slice, unwritten, with};
@@ -102,6 +103,9 @@ pub fn max_pool2(x: &Tensor) -> Result<Tensor> {
     if h % 2 + w % 2 != 0 {
         bail!("max_pool2: {h}×{w} is not even");
     }
+    if composed::wanted(x) {
+        return composed::max_pool(x, Taps { image: [h, w], kernel: [2; 2], stride: [2; 2], pad: [0; 2], out: [h / 2, w / 2] });
+    }
     apply1(x, MaxPool2 { h, w, c, largest: OnceLock::new() })
 }
 
@@ -156,6 +160,9 @@ impl CustomOp1 for GlobalAvgPool {
 /// If `x` does not have four dimensions.
 pub fn global_avg_pool(x: &Tensor) -> Result<Tensor> {
     let (_, h, w, c) = x.dims4()?;
+    if composed::wanted(x) {
+        return composed::global_avg_pool(x);
+    }
     apply1(x, GlobalAvgPool { pixels: h * w, c })
 }
 
@@ -205,6 +212,9 @@ impl CustomOp1 for Upsample2 {
 /// If `x` does not have four dimensions.
 pub fn upsample2(x: &Tensor) -> Result<Tensor> {
     let (_, h, w, c) = x.dims4()?;
+    if composed::wanted(x) {
+        return composed::upsample2(x);
+    }
     apply1(x, Upsample2 { h, w, c })
 }
 
@@ -262,6 +272,9 @@ pub fn pixel_shuffle2(x: &Tensor) -> Result<Tensor> {
     let (_, _, w, c) = x.dims4()?;
     if c == 0 || !c.is_multiple_of(4) {
         bail!("pixel_shuffle2: {c} channels are no multiple of 4");
+    }
+    if composed::wanted(x) {
+        return composed::pixel_shuffle2(x);
     }
     apply1(x, PixelShuffle2 { w, c: c / 4 })
 }

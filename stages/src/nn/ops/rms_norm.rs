@@ -4,6 +4,7 @@ use crate::nn::parallel::Parallel;
 use candle_core::{CpuStorage, CustomOp2, D, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
+use crate::nn::composed;
 use crate::nn::kernel::add_up;
 use crate::nn::simd::vectorised;
 use crate::nn::storage::{gradient, output, slice, with};
@@ -97,6 +98,9 @@ pub fn rms_norm(x: &Tensor, gamma: &Tensor, eps: f32) -> Result<Tensor> {
     let d = x.dim(D::Minus1)?;
     if d == 0 || gamma.dims() != [d] {
         bail!("rms_norm: a scale {:?} does not fit {:?}", gamma.shape(), x.shape());
+    }
+    if composed::wanted(x) {
+        return composed::rms_norm(x, gamma, eps);
     }
     apply2(x, gamma, RmsNorm { eps })
 }

@@ -7,6 +7,7 @@ use crate::nn::parallel::Parallel;
 use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
+use crate::nn::composed;
 use crate::nn::kernel::{Matrix, gemm, with_scratch};
 use crate::nn::math::exp;
 use crate::nn::simd::vectorised;
@@ -205,6 +206,9 @@ pub fn self_attention(qkv: &Tensor, heads: usize) -> Result<Tensor> {
     if heads == 0 || !width.is_multiple_of(3 * heads) || qkv.elem_count() == 0 {
         bail!("self_attention: {:?} does not hold queries, keys and values of {heads} heads", qkv.shape());
     }
+    if composed::wanted(qkv) {
+        return composed::self_attention(qkv, heads);
+    }
     apply1(qkv, SelfAttention { tokens, heads, d: width / 3 / heads, weights: OnceLock::new() })
 }
 
@@ -297,6 +301,9 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize) -> Result<Ten
     let s = k.dim(1)?;
     if heads == 0 || c % heads != 0 || k.dims() != v.dims() || k.dims() != [b, s, c] || q.elem_count() * s == 0 {
         bail!("attention: {heads} heads, {:?}, {:?} and {:?} do not fit", q.shape(), k.shape(), v.shape());
+    }
+    if composed::wanted(q) {
+        return composed::attention(q, k, v, heads);
     }
     apply3(q, k, v, Attention { heads, head: Head { t, s, d: c / heads }, weights: OnceLock::new() })
 }

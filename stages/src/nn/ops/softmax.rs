@@ -4,6 +4,7 @@ use crate::nn::parallel::Parallel;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
+use crate::nn::composed;
 use crate::nn::math::exp;
 use crate::nn::storage::{gradient, output, slice, with};
 use crate::nn::tape::apply1;
@@ -61,8 +62,11 @@ impl CustomOp1 for Softmax {
 /// Softmax over the last dimension.
 ///
 /// # Errors
-/// If `x` is not an `f32` tensor on the CPU.
+/// If `x` holds no floating-point numbers.
 pub fn softmax(x: &Tensor) -> Result<Tensor> {
     let width = x.dim(candle_core::D::Minus1)?;
+    if composed::wanted(x) {
+        return composed::softmax(x);
+    }
     apply1(x, Softmax { width })
 }

@@ -6,6 +6,7 @@ use crate::nn::parallel::Parallel;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
+use crate::nn::composed::{self, Taps};
 use crate::nn::kernel::add;
 use crate::nn::simd::vectorised;
 use crate::nn::storage::{gradient, output, slice, with};
@@ -182,6 +183,23 @@ impl AvgPool {
         self.windows.each(|_, pixels| weights.push(1.0 / self.divisor.unwrap_or_else(|| pixels.count()) as f32));
         weights
     }
+
+    /// For every window what every place of an image weighs.
+    fn all_weights(&self) -> Vec<f32> {
+        let (weights, c) = (self.weights(), self.windows.c);
+        let places = self.windows.image() / c;
+        let mut all = vec![0.0; weights.len() * places];
+        self.windows.each(|window, pixels| pixels.for_each(|pixel| all[window * places + pixel / c] = weights[window]));
+        all
+    }
+
+    fn apply(self, x: &Tensor) -> Result<Tensor> {
+        if composed::wanted(x) {
+            let out = [self.windows.down.spans.len(), self.windows.across.spans.len()];
+            return composed::weighted_pool("avg_pool", x, self.all_weights(), out);
+        }
+        apply1(x, self)
+    }
 }
 
 impl CustomOp1 for AvgPool {
@@ -248,6 +266,10 @@ pub fn max_pool(x: &Tensor, k: usize, stride: usize, pad: usize, ceil: bool) -> 
         bail!("max_pool: a window of {k}×{k} is too large, 15×15 is the largest");
     }
     let windows = windows("max_pool", x, |size| Side::strided(size, k, stride, pad, ceil))?;
+    if composed::wanted(x) {
+        let (image, out) = ([windows.down.size, windows.across.size], [windows.down.spans.len(), windows.across.spans.len()]);
+        return composed::max_pool(x, Taps { image, kernel: [k; 2], stride: [stride; 2], pad: [pad; 2], out });
+    }
     apply1(x, MaxPool { windows, largest: OnceLock::new() })
 }
 
@@ -257,7 +279,7 @@ pub fn max_pool(x: &Tensor, k: usize, stride: usize, pad: usize, ceil: bool) -> 
 /// If the windows do not fit the images.
 pub fn avg_pool(x: &Tensor, k: usize, stride: usize, pad: usize, count_pad: bool) -> Result<Tensor> {
     let windows = windows("avg_pool", x, |size| Side::strided(size, k, stride, pad, false))?;
-    apply1(x, AvgPool { windows, divisor: count_pad.then_some(k * k) })
+    AvgPool { windows, divisor: count_pad.then_some(k * k) }.apply(x)
 }
 
 /// Means over `h' × w'` windows that cover the images evenly, as PyTorch's adaptive pooling: `[n, h', w', c]`.
@@ -269,7 +291,7 @@ pub fn adaptive_avg_pool(x: &Tensor, size: [usize; 2]) -> Result<Tensor> {
     let (Some(down), Some(across)) = (Side::adaptive(h, size[0]), Side::adaptive(w, size[1])) else {
         bail!("adaptive_avg_pool: {:?} cannot become {size:?}", x.shape());
     };
-    apply1(x, AvgPool { windows: Windows { down, across, c }, divisor: None })
+    AvgPool { windows: Windows { down, across, c }, divisor: None }.apply(x)
 }
 
 #[cfg(test)]

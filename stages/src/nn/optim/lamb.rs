@@ -1,11 +1,13 @@
 //! LAMB: Adam with a step for every tensor that is as long as the tensor, for large batches.
 
-use std::collections::BTreeMap;
+use std::borrow::Cow;
 
 use candle_core::backprop::GradStore;
+use candle_core::{Tensor, Var};
 
-use super::{Memory, Optimiser, Trained, all_of, in_place, lent, of_all, owned};
+use super::{Memory, Optimiser, Place, Trained, Values, adam, all_of, in_place, lent, of_all, owned, place, set, state_of};
 use crate::error::Result;
+use crate::nn::kept::weighted;
 use crate::nn::params::Params;
 use crate::nn::storage::with;
 
@@ -23,7 +25,7 @@ pub struct Lamb {
     pub weight_decay: f32,
     step: i32,
     /// Mean of gradients, of squared gradients, and the direction of the step.
-    state: BTreeMap<String, [Vec<f32>; 3]>,
+    state: Values<3>,
 }
 
 /// The Euclidean norm: fixed runs in single precision, their sums in double.
@@ -34,7 +36,7 @@ fn norm(values: &[f32]) -> f64 {
 impl Lamb {
     /// β₁ 0.9, β₂ 0.999, ε 1e-6.
     pub fn new(weight_decay: f64) -> Self {
-        Self { beta1: 0.9, beta2: 0.999, eps: 1e-6, weight_decay: weight_decay as f32, step: 0, state: BTreeMap::new() }
+        Self { beta1: 0.9, beta2: 0.999, eps: 1e-6, weight_decay: weight_decay as f32, step: 0, state: Values::new() }
     }
 
     /// One step on all tensors of `params` that `trains` lets through.
@@ -46,6 +48,14 @@ impl Lamb {
     }
 }
 
+/// On a device: `r`, made as long as the weights if neither has the length 0. Nothing is read from the device for that.
+fn trusted(var: &Var, r: &Tensor) -> Result<Tensor> {
+    let length = |x: &Tensor| x.sqr()?.sum_all()?.sqrt();
+    let (ours, theirs) = (length(&var.as_detached_tensor())?, length(r)?);
+    let both = (ours.gt(0.0)? * theirs.gt(0.0)?)?;
+    Ok(r.broadcast_mul(&both.where_cond(&(&ours / &theirs)?, &ours.ones_like()?)?)?)
+}
+
 impl Optimiser for Lamb {
     fn step_scaled(&mut self, params: &Params, grads: &GradStore, lr: f64, scale: &dyn Fn(&str) -> f64) -> Result<()> {
         self.step += 1;
@@ -54,17 +64,26 @@ impl Optimiser for Lamb {
         for Trained { name, var, grad, scale } in of_all(params, grads, scale)? {
             let adapts = var.dims().len() > 1;
             let decay = if adapts { self.weight_decay } else { 0.0 };
-            let n = var.elem_count();
-            let [m, v, r] = self.state.entry(name.clone()).or_insert_with(|| [vec![0.0; n], vec![0.0; n], vec![0.0; n]]);
-            in_place("lamb", var, grad, [m, v, r], |w, g, [m, v, r]| {
-                *m = b1 * *m + (1.0 - b1) * g;
-                *v = b2 * *v + (1.0 - b2) * g * g;
-                *r = (*m * c1) / ((*v * c2).sqrt() + eps) + decay * *w;
-            })?;
-            let lengths = (with(var, |w| Ok(norm(w)))?, norm(r));
-            let trust = if adapts && lengths.0 > 0.0 && lengths.1 > 0.0 { lengths.0 / lengths.1 } else { 1.0 };
-            let step = (lr * scale * trust) as f32;
-            in_place("lamb", var, grad, [r], |w, _, [r]| *w -= step * *r)?;
+            match place(state_of(&mut self.state, name, var)?)? {
+                Place::Host([m, v, r]) => {
+                    in_place("lamb", var, grad, [m, v, &mut *r], |w, g, [m, v, r]| {
+                        *m = b1 * *m + (1.0 - b1) * g;
+                        *v = b2 * *v + (1.0 - b2) * g * g;
+                        *r = (*m * c1) / ((*v * c2).sqrt() + eps) + decay * *w;
+                    })?;
+                    let lengths = (with(var, |w| Ok(norm(w)))?, norm(r));
+                    let trust = if adapts && lengths.0 > 0.0 && lengths.1 > 0.0 { lengths.0 / lengths.1 } else { 1.0 };
+                    let step = (lr * scale * trust) as f32;
+                    in_place("lamb", var, grad, [r], |w, _, [r]| *w -= step * *r)?;
+                }
+                Place::There([m, v, r]) => {
+                    *m = weighted((b1, m), (1.0 - b1, grad))?;
+                    *v = weighted((b2, v), (1.0 - b2, &grad.sqr()?))?;
+                    *r = weighted((1.0, &adam(m, v, [c1, c2, eps])?), (decay, &var.as_detached_tensor()))?;
+                    let length = if adapts { trusted(var, r)? } else { r.clone() };
+                    set(var, &weighted((1.0, &var.as_detached_tensor()), (-(lr * scale) as f32, &length))?)?;
+                }
+            }
         }
         Ok(())
     }
@@ -73,7 +92,7 @@ impl Optimiser for Lamb {
         self.beta1 = momentum as f32;
     }
 
-    fn memory(&self) -> Memory<&[f32]> {
+    fn memory(&self) -> Result<Memory<Cow<'_, [f32]>>> {
         lent(self.step, &self.state)
     }
 

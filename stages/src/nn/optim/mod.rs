@@ -1,8 +1,12 @@
-//! Optimisers: one fused pass over weights, gradient and state, in place.
+//! Optimisers: one fused pass over weights, gradient and state, in place; on other devices than the CPU the same formulas in candle's ops, with
+//! the state beside the weights.
 
 mod lamb;
 mod sgd;
+#[cfg(test)]
+mod tests;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 
@@ -13,6 +17,8 @@ use rayon::prelude::*;
 
 use crate::error::{Error, Result};
 
+use crate::nn::composed;
+use crate::nn::kept::{Kept, weighted};
 use crate::nn::math::CHUNK;
 use crate::nn::params::Params;
 use crate::nn::simd::vectorised;
@@ -42,7 +48,10 @@ pub trait Optimiser: Send {
     fn set_momentum(&mut self, momentum: f64);
 
     /// All that it remembers: with the weights enough to go on as if it had never stopped.
-    fn memory(&self) -> Memory<&[f32]>;
+    ///
+    /// # Errors
+    /// If it cannot be read from its device.
+    fn memory(&self) -> Result<Memory<Cow<'_, [f32]>>>;
 
     /// Goes on from what another one remembered.
     ///
@@ -51,19 +60,57 @@ pub trait Optimiser: Send {
     fn remember(&mut self, memory: Memory<Vec<f32>>, params: &Params) -> Result<()>;
 }
 
-fn lent<const N: usize>(steps: i32, state: &BTreeMap<String, [Vec<f32>; N]>) -> Memory<&[f32]> {
-    let values = state.iter().map(|(name, values)| (name.clone(), values.iter().map(Vec::as_slice).collect()));
-    Memory { steps, values: values.collect() }
+fn lent<const N: usize>(steps: i32, state: &Values<N>) -> Result<Memory<Cow<'_, [f32]>>> {
+    let values = state.iter().map(|(name, values)| Ok((name.clone(), values.iter().map(Kept::values).collect::<Result<_, _>>()?)));
+    Ok(Memory { steps, values: values.collect::<Result<_>>()? })
 }
 
 /// `N` values for every value of a tensor, by the tensor's name.
-type Values<const N: usize> = BTreeMap<String, [Vec<f32>; N]>;
+type Values<const N: usize> = BTreeMap<String, [Kept; N]>;
+
+/// The state of a tensor; at first zeros, where the tensor lies.
+fn state_of<'s, const N: usize>(state: &'s mut Values<N>, name: &str, var: &Var) -> Result<&'s mut [Kept; N]> {
+    if !state.contains_key(name) {
+        let zeros = (0..N).map(|_| Kept::zeros(var)).collect::<Result<Vec<_>, _>>()?;
+        let zeros = zeros.try_into().map_err(|_| Error::argument("an optimiser's memory of another size"))?;
+        state.insert(name.to_owned(), zeros);
+    }
+    state.get_mut(name).ok_or_else(|| Error::argument(format!("no memory of `{name}`")))
+}
+
+/// Where a tensor's state lies, all of it.
+enum Place<'s, const N: usize> {
+    Host([&'s mut Vec<f32>; N]),
+    There([&'s mut Tensor; N]),
+}
+
+/// Where the state of a tensor lies.
+fn place<const N: usize>(state: &mut [Kept; N]) -> Result<Place<'_, N>> {
+    let (mut host, mut there) = (Vec::new(), Vec::new());
+    for kept in state {
+        match kept {
+            Kept::Host(values) => host.push(values),
+            Kept::There(tensor) => there.push(tensor),
+        }
+    }
+    match (host.try_into(), there.try_into()) {
+        (Ok(host), _) => Ok(Place::Host(host)),
+        (_, Ok(there)) => Ok(Place::There(there)),
+        _ => Err(Error::argument("an optimiser's memory in two places")),
+    }
+}
+
+/// Replaces the values of a variable by `w`.
+fn set(var: &Var, w: &Tensor) -> Result<()> {
+    Ok(var.set(w)?)
+}
 
 fn owned<const N: usize>(memory: Memory<Vec<f32>>, params: &Params) -> Result<(i32, Values<N>)> {
     let state = memory.values.into_iter().map(|(name, values)| {
-        let count = params.var(&name)?.elem_count();
-        let fits = values.iter().all(|values| values.len() == count);
-        let values = <[Vec<f32>; N]>::try_from(values).ok().filter(|_| fits);
+        let var = params.var(&name)?;
+        let fits = values.iter().all(|values| values.len() == var.elem_count());
+        let kept = || values.into_iter().map(|values| Kept::of_values(values, var)).collect::<Result<Vec<_>, _>>();
+        let values = if fits { <[Kept; N]>::try_from(kept()?).ok() } else { None };
         Ok((name.clone(), values.ok_or_else(|| Error::argument(format!("the optimiser's memory does not fit `{name}`")))?))
     });
     Ok((memory.steps, state.collect::<Result<_>>()?))
@@ -81,7 +128,7 @@ pub struct AdamW {
     /// Share of the weights that is taken away in each step, times the learning rate; only of tensors with two or more dimensions.
     pub weight_decay: f32,
     step: i32,
-    state: BTreeMap<String, [Vec<f32>; 2]>,
+    state: Values<2>,
 }
 
 impl AdamW {
@@ -105,14 +152,21 @@ impl Optimiser for AdamW {
         let (b1, b2, eps) = (self.beta1, self.beta2, self.eps);
         let (c1, c2) = (1.0 / (1.0 - b1.powi(self.step)), 1.0 / (1.0 - b2.powi(self.step)));
         for Trained { name, var, grad, scale } in of_all(params, grads, scale)? {
-            let (n, lr) = (var.elem_count(), (lr * scale) as f32);
-            let [mean, square] = self.state.entry(name.clone()).or_insert_with(|| [vec![0.0; n], vec![0.0; n]]);
+            let lr = (lr * scale) as f32;
             let decay = if var.dims().len() > 1 { lr * self.weight_decay } else { 0.0 };
-            in_place("adamw", var, grad, [mean, square], |w, g, [m, v]| {
-                *m = b1 * *m + (1.0 - b1) * g;
-                *v = b2 * *v + (1.0 - b2) * g * g;
-                *w -= decay * *w + lr * (*m * c1) / ((*v * c2).sqrt() + eps);
-            })?;
+            match place(state_of(&mut self.state, name, var)?)? {
+                Place::Host(state) => in_place("adamw", var, grad, state, |w, g, [m, v]| {
+                    *m = b1 * *m + (1.0 - b1) * g;
+                    *v = b2 * *v + (1.0 - b2) * g * g;
+                    *w -= decay * *w + lr * (*m * c1) / ((*v * c2).sqrt() + eps);
+                })?,
+                Place::There([m, v]) => {
+                    *m = weighted((b1, m), (1.0 - b1, grad))?;
+                    *v = weighted((b2, v), (1.0 - b2, &grad.sqr()?))?;
+                    let w = var.as_detached_tensor();
+                    set(var, &weighted((1.0 - decay, &w), (-lr, &adam(m, v, [c1, c2, eps])?))?)?;
+                }
+            }
         }
         Ok(())
     }
@@ -121,7 +175,7 @@ impl Optimiser for AdamW {
         self.beta1 = momentum as f32;
     }
 
-    fn memory(&self) -> Memory<&[f32]> {
+    fn memory(&self) -> Result<Memory<Cow<'_, [f32]>>> {
         lent(self.step, &self.state)
     }
 
@@ -129,6 +183,11 @@ impl Optimiser for AdamW {
         (self.step, self.state) = owned(memory, params)?;
         Ok(())
     }
+}
+
+/// Adam's direction, `m̂ / (√v̂ + ε)`, on a device.
+fn adam(m: &Tensor, v: &Tensor, [c1, c2, eps]: [f32; 3]) -> Result<Tensor> {
+    Ok((m.affine(f64::from(c1), 0.0)? / v.affine(f64::from(c2), 0.0)?.sqrt()?.affine(1.0, f64::from(eps))?)?)
 }
 
 /// The scale 1 for the tensors that `trains` lets through.
@@ -217,9 +276,20 @@ impl<F: Fn(&mut f32, f32, [&mut f32; N]) + Sync, const N: usize> InplaceOp2 for 
 /// If a gradient cannot be read.
 pub fn grad_norm(params: &Params, grads: &GradStore) -> Result<f64> {
     let mut total = 0.0;
+    // On a device the sum is read once, at the end.
+    let mut there: Option<Tensor> = None;
     for grad in params.trainable().filter_map(|(_, var)| grads.get(var)) {
+        if composed::wanted(grad) {
+            let squares = grad.sqr()?.sum_all()?;
+            there = Some(match there {
+                None => squares,
+                Some(sum) => (sum + squares)?,
+            });
+            continue;
+        }
         total += with(grad, |g| Ok(g.chunks(1024).map(|c| f64::from(c.iter().map(|v| v * v).sum::<f32>())).sum::<f64>()))?;
     }
+    total += there.map(|sum| sum.to_scalar::<f32>()).transpose()?.map_or(0.0, f64::from);
     Ok(total.sqrt())
 }
 

@@ -1,11 +1,12 @@
 //! Stochastic gradient descent with momentum.
 
-use std::collections::BTreeMap;
+use std::borrow::Cow;
 
 use candle_core::backprop::GradStore;
 
-use super::{Memory, Optimiser, Trained, all_of, in_place, lent, of_all, owned};
+use super::{Memory, Optimiser, Place, Trained, Values, all_of, in_place, lent, of_all, owned, place, set, state_of};
 use crate::error::Result;
+use crate::nn::kept::weighted;
 use crate::nn::params::Params;
 
 /// `m ← momentum·m + g + decay·w`, `w ← w − lr·m` (Sutskever et al. 2013, in PyTorch's form); Nesterov's variant steps along
@@ -18,13 +19,13 @@ pub struct Sgd {
     pub nesterov: bool,
     /// Share of the weights that is added to the gradient; only of tensors with two or more dimensions.
     pub weight_decay: f32,
-    state: BTreeMap<String, [Vec<f32>; 1]>,
+    state: Values<1>,
 }
 
 impl Sgd {
     /// An optimiser at rest.
     pub fn new(momentum: f64, nesterov: bool, weight_decay: f64) -> Self {
-        Self { momentum: momentum as f32, nesterov, weight_decay: weight_decay as f32, state: BTreeMap::new() }
+        Self { momentum: momentum as f32, nesterov, weight_decay: weight_decay as f32, state: Values::new() }
     }
 
     /// One step on all tensors of `params` that `trains` lets through.
@@ -42,12 +43,20 @@ impl Optimiser for Sgd {
         for Trained { name, var, grad, scale } in of_all(params, grads, scale)? {
             let lr = (lr * scale) as f32;
             let decay = if var.dims().len() > 1 { self.weight_decay } else { 0.0 };
-            let [state] = self.state.entry(name.clone()).or_insert_with(|| [vec![0.0; var.elem_count()]]);
-            in_place("sgd", var, grad, [state], |w, g, [m]| {
-                let g = g + decay * *w;
-                *m = momentum * *m + g;
-                *w -= lr * if nesterov { g + momentum * *m } else { *m };
-            })?;
+            match place(state_of(&mut self.state, name, var)?)? {
+                Place::Host(state) => in_place("sgd", var, grad, state, |w, g, [m]| {
+                    let g = g + decay * *w;
+                    *m = momentum * *m + g;
+                    *w -= lr * if nesterov { g + momentum * *m } else { *m };
+                })?,
+                Place::There([m]) => {
+                    let w = var.as_detached_tensor();
+                    let g = weighted((1.0, grad), (decay, &w))?;
+                    *m = weighted((momentum, m), (1.0, &g))?;
+                    let along = if nesterov { weighted((1.0, &g), (momentum, m))? } else { m.clone() };
+                    set(var, &weighted((1.0, &w), (-lr, &along))?)?;
+                }
+            }
         }
         Ok(())
     }
@@ -56,7 +65,7 @@ impl Optimiser for Sgd {
         self.momentum = momentum as f32;
     }
 
-    fn memory(&self) -> Memory<&[f32]> {
+    fn memory(&self) -> Result<Memory<Cow<'_, [f32]>>> {
         lent(0, &self.state)
     }
 

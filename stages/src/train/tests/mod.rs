@@ -1,6 +1,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod checkpoints;
+mod composed;
 mod draws;
 
 use std::sync::Arc;
@@ -12,6 +13,7 @@ use super::draws::Draws;
 use super::*;
 use crate::data::{ImageSet, Images, Stored};
 use crate::model::{Arch, Config};
+use crate::nn::compute::{Compute, Place, Precision};
 use crate::nn::ops::cross_entropy;
 use crate::nn::tape;
 use crate::rng::Stream;
@@ -320,7 +322,7 @@ fn training_stops_when_held_out_images_gain_nothing_and_gives_the_best_weights()
     let best = losses.iter().copied().fold(f64::INFINITY, f64::min);
     assert!(losses.len() < 60, "it did not stop: {losses:?}");
     assert_eq!(losses.iter().position(|loss| *loss == best), Some(losses.len() - 4));
-    let now = held_out::score(&model, &model.params.frozen().unwrap(), &held_out, None, 20).unwrap();
+    let now = held_out::score(&model, (&model.params.frozen().unwrap(), &Place::cpu()), &held_out, None, 20).unwrap();
     assert_eq!(now.loss, best);
     let none = EarlyStopping { holdout: 0.001, ..stopping };
     assert!(hold_out(&set, none, 5).unwrap_err().to_string().contains("early_stopping.holdout"));
