@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use signal_hook::consts::{SIGINT, SIGTERM};
 use trestle_engine::event::Event;
-use trestle_engine::executor::{Cancel, Executor, Local, Sandbox, end_below};
+use trestle_engine::executor::{Cancel, Executor, Local, Sandbox, VISIBLE_GPUS, end_below};
 use trestle_engine::run::{Ending, Options, Summary, run as run_pipeline};
 use trestle_engine::runs::Recorder;
 
@@ -30,6 +30,9 @@ const PASSED: [&str; 5] = ["PATH", "HOME", "USER", "LANG", "LC_ALL"];
 /// Variables that say how native stages reach Hugging Face: none of them can change what a stage gives. Commands do not get them.
 const HUB: [&str; 9] =
     ["HF_HOME", "HF_HUB_CACHE", "HF_ENDPOINT", "HF_TOKEN", "HF_HUB_OFFLINE", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"];
+
+/// Where a program for GPUs finds CUDA's libraries. Native stages alone get it, and programs that were built for GPUs alone hand it on.
+const LIBRARIES: &str = "LD_LIBRARY_PATH";
 
 /// Runs the pipeline.
 pub fn run(args: &Run) -> Result<ExitCode, Fail> {
@@ -224,14 +227,35 @@ pub fn options(jobs: Option<u16>, keep_going: bool, pools: BTreeMap<String, u32>
         report_cached: false,
         env,
         host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
-        versions: BTreeMap::from([
-            ("trestle".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
-            ("target".to_owned(), format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS)),
-            ("instructions".to_owned(), trestle_stages::instruction_set().to_owned()),
-        ]),
+        versions: versions(),
         logs,
         root: root.to_owned(),
     }
+}
+
+/// What the records name: this program, and what of the machine can change the bits of a result.
+fn versions() -> BTreeMap<String, String> {
+    let mut versions = BTreeMap::from([
+        ("trestle".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
+        ("target".to_owned(), format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS)),
+        ("instructions".to_owned(), trestle_stages::instruction_set().to_owned()),
+    ]);
+    if trestle_stages::nn::compute::has_cuda() {
+        versions.insert("gpus".to_owned(), gpu_models());
+    }
+    versions
+}
+
+/// The models of this machine's GPUs, as the driver names them.
+fn gpu_models() -> String {
+    let folders = std::fs::read_dir("/proc/driver/nvidia/gpus").into_iter().flatten().flatten();
+    let model = |folder: std::fs::DirEntry| {
+        let text = std::fs::read_to_string(folder.path().join("information")).ok()?;
+        text.lines().find_map(|line| line.strip_prefix("Model:")).map(|model| model.trim().to_owned())
+    };
+    let mut models: Vec<String> = folders.filter_map(model).collect();
+    models.sort();
+    if models.is_empty() { "none".to_owned() } else { models.join(", ") }
 }
 
 /// Memory of this machine in bytes; without bound where it does not say.
@@ -247,7 +271,7 @@ fn memory() -> u64 {
 
 /// The GPUs that this process may use: those that `CUDA_VISIBLE_DEVICES` names, else all whose device file is there.
 fn gpus() -> Vec<u32> {
-    if let Ok(visible) = std::env::var("CUDA_VISIBLE_DEVICES") {
+    if let Ok(visible) = std::env::var(VISIBLE_GPUS) {
         return visible.split(',').filter_map(|number| number.trim().parse().ok()).collect();
     }
     let is_there = |name: &str| Path::new("/dev").join(name).exists();
@@ -264,7 +288,8 @@ pub fn local(sandbox: Sandbox, options: &Options, cache: &Path) -> Result<Local,
     let closed = vec![options.root.clone(), cache.to_owned()];
     let rooms = cache.join("tmp");
     let mut env = options.env.clone();
-    env.extend(HUB.iter().filter_map(|name| Some(((*name).to_owned(), std::env::var(name).ok()?))));
+    let libraries = Some(&LIBRARIES).filter(|_| trestle_stages::nn::compute::has_cuda());
+    env.extend(HUB.iter().chain(libraries).filter_map(|name| Some(((*name).to_owned(), std::env::var(name).ok()?))));
     Ok(Local::new(vec![program.into_os_string()], env, GRACE, sandbox, closed, rooms))
 }
 
