@@ -1,10 +1,12 @@
 """Training steps and forward passes of trestle and of PyTorch, in turns on the same machine.
 
     python against_pytorch.py [--infer] [--compile] [--threads 1,2] PATH_OF_THE_EXAMPLE [MODEL ...]
+    python against_pytorch.py --device cuda [--precision bf16] [--infer] [--compile] PATH_OF_THE_EXAMPLE [MODEL ...]
 
 Needs torch and torchvision, for the ViT timm. Every figure is the fastest and the median of a number of steps (forward, backward, AdamW); with
 other load on the machine the processor time of one thread is the figure to trust. PyTorch runs NCHW and channels_last, with --compile through
-torch.compile as well.
+torch.compile as well. --steps N and --batch N are for trying it out; --device cuda takes an example built with `--features cuda` and the models
+resnet-50-224px and vit-b-16 if none is named; --precision bf16 is PyTorch's autocast.
 """
 import json
 import subprocess
@@ -78,7 +80,7 @@ def diffusion_unet():
     return Net()
 
 
-def torch_side(name, threads, steps, layout, infer):
+def torch_side(name, threads, steps, layout, infer, device, precision, images):
     import resource
 
     import torch
@@ -119,6 +121,11 @@ def torch_side(name, threads, steps, layout, infer):
         model.conv1, model.maxpool = nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.Identity()
         return model
 
+    def vit_base():
+        import timm
+
+        return timm.create_model("vit_base_patch16_224", num_classes=10)
+
     def vit():
         import timm
 
@@ -131,30 +138,39 @@ def torch_side(name, threads, steps, layout, infer):
         "resnet-18-224px": (lambda: tv.resnet18(num_classes=10), 8, (3, 224, 224)),
         "vit-ti-4": (vit, 64, (3, 32, 32)),
         "squeezenet": (lambda: tv.squeezenet1_1(num_classes=10, dropout=0.0), 64, (3, 64, 64)),
+        "resnet-50-224px": (lambda: tv.resnet50(num_classes=10), 64, (3, 224, 224)),
+        "vit-b-16": (vit_base, 64, (3, 224, 224)),
         "unet": (diffusion_unet, 16, (3, 32, 32)),
     }[name]
-    model, x = make().train(not infer), torch.randn(batch, *shape)
+    batch = images or batch
+    model, x = make().train(not infer).to(device), torch.randn(batch, *shape, device=device)
     if "channels_last" in layout:
         model, x = model.to(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)
-    y = torch.arange(batch) % 10
+    y = torch.arange(batch, device=device) % 10
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.01, fused=True)
     if name == "unet":
-        y, inputs = torch.randn(batch, *shape), (x, torch.randn(batch, 32), torch.zeros(batch, 9, dtype=torch.int64))
+        y, times, ids = torch.randn(batch, *shape), torch.randn(batch, 32), torch.zeros(batch, 9, dtype=torch.int64)
+        y, inputs = y.to(device), (x, times.to(device), ids.to(device))
         criterion = F.mse_loss
     else:
         inputs, criterion = (x,), F.cross_entropy
     if "compiled" in layout:
         model = torch.compile(model)
+    half = lambda: torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bf16")
     wall, processor = [], []
     for step in range(steps + 3):
         start, begin = time.perf_counter(), time.process_time()
         if infer:
-            with torch.inference_mode():
+            with torch.inference_mode(), half():
                 model(*inputs)
         else:
             optimiser.zero_grad(set_to_none=True)
-            criterion(model(*inputs), y).backward()
+            with half():
+                loss = criterion(model(*inputs).float(), y)
+            loss.backward()
             optimiser.step()
+        if device == "cuda":
+            torch.cuda.synchronize()
         if step >= 3:
             wall.append((time.perf_counter() - start) * 1e3)
             processor.append((time.process_time() - begin) * 1e3)
@@ -169,21 +185,30 @@ def main():
     threads = [1, 2]
     if "--threads" in words:
         threads = [int(t) for t in words.pop(words.index("--threads") + 1).split(",")]
+    option = lambda name, usual: words.pop(words.index(name) + 1) if name in words else usual
+    device, precision = option("--device", "cpu"), option("--precision", "f32")
+    count_asked, images = int(option("--steps", 0)), int(option("--batch", 0))
+    if device == "cuda" and "--threads" not in words:
+        threads = [1]
     words = [word for word in words if not word.startswith("--")]
     known = ["plain", "small-cnn", "resnet-18-32px", "resnet-18-224px", "squeezenet", "vit-ti-4", "unet"]
     if not words:
         sys.exit(__doc__)
-    program, names = words[0], words[1:] or known
+    # The largest ones take minutes a step on a CPU: they are measured there only by name.
+    large = ["resnet-50-224px", "vit-b-16"]
+    program, names = words[0], words[1:] or (large if device == "cuda" else known)
+    known = known + large
     if unknown := [name for name in names if name not in known]:
         sys.exit(f"there is no model `{unknown[0]}`; there are {', '.join(known)}")
     steps = {"plain": 100, "small-cnn": 60, "squeezenet": 12}
     for name in names:
-        count = steps.get(name, 6) * (3 if infer else 1)
+        count = count_asked or (30 if device == "cuda" else steps.get(name, 6) * (3 if infer else 1))
+        extra = ["infer"] * infer + ["cuda"] * (device == "cuda") + ["bf16"] * (precision == "bf16") + [f"batch={images}"] * (images > 0)
         for number in threads:
-            sides = {"trestle": [program, name, str(number), str(count)] + ["infer"] * infer}
+            sides = {"trestle": [program, name, str(number), str(count)] + extra}
             layouts = ["nchw", "channels_last"] + (["nchw compiled", "channels_last compiled"] if compiled else [])
             for layout in layouts:
-                sides[f"PyTorch {layout}"] = [sys.executable, __file__, "--torch", name, str(number), str(count), layout, "infer" if infer else "train"]
+                sides[f"PyTorch {layout}"] = [sys.executable, __file__, "--torch", name, str(number), str(count), layout, "infer" if infer else "train", device, precision, str(images)]
             best = {}
             for _ in range(2):
                 for side, command in sides.items():
@@ -203,6 +228,6 @@ def main():
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--torch"]:
-        torch_side(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5], sys.argv[6:] == ["infer"])
+        torch_side(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5], sys.argv[6] == "infer", sys.argv[7], sys.argv[8], int(sys.argv[9]))
     else:
         main()

@@ -1,6 +1,6 @@
 //! The stage `generation`: images from prompts.
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use trestle_engine::stage::{Arity, Context, InPort, OutPort, ParamError, Progress, Stage, StageError, Threads};
@@ -14,6 +14,7 @@ use crate::generator::sampler::{Sampler, step};
 use crate::generator::schedule::times;
 use crate::generator::vocab::STYLE_TOKEN;
 use crate::generator::{Config, Generator, Style, text, unet};
+use crate::nn::compute::{Compute, DeviceKind, Place, Precision};
 use crate::nn::params::{Frozen, Weights};
 use crate::rng::Stream;
 
@@ -43,6 +44,12 @@ pub struct Params {
     pub title: String,
     /// Seed of the noise; the noise of an image depends on it, on the class's name and on the image's number alone.
     pub seed: u64,
+    /// Where it is computed: `cpu` or `cuda`.
+    #[serde(skip_serializing_if = "crate::nn::compute::is_usual")]
+    pub device: DeviceKind,
+    /// What activations are computed in: `f32`, or with `device: cuda` also `bf16`.
+    #[serde(skip_serializing_if = "crate::nn::compute::is_usual")]
+    pub precision: Precision,
 }
 
 impl Default for Params {
@@ -56,7 +63,15 @@ impl Default for Params {
             batch: 100,
             title: "Generated images".to_owned(),
             seed: 0,
+            device: DeviceKind::default(),
+            precision: Precision::default(),
         }
+    }
+}
+
+impl Params {
+    fn compute(&self) -> Compute {
+        Compute { device: self.device, precision: self.precision }
     }
 }
 
@@ -82,7 +97,7 @@ impl Stage for Generation {
     }
 
     fn check(params: &Params) -> Vec<ParamError> {
-        let mut errors = Vec::new();
+        let mut errors = params.compute().complaints();
         for (name, value) in [("images_per_class", params.images_per_class), ("steps", params.steps), ("batch", params.batch)] {
             if value == 0 {
                 errors.push(ParamError::new(name, "it must be at least 1"));
@@ -99,6 +114,10 @@ impl Stage for Generation {
 
     fn threads(_: &Params) -> Threads {
         Threads::MANY
+    }
+
+    fn gpus(params: &Params) -> u32 {
+        params.compute().gpus()
     }
 
     fn run(params: &Params, cx: &mut Context<'_>) -> Result<(), StageError> {
@@ -150,7 +169,9 @@ pub fn generate(
     }
     let mut wishes = wishes(params, generator, prompts, style.is_some())?;
     let config = &generator.config;
-    let weights = generator.params.frozen()?;
+    let place = params.compute().open()?;
+    let weights = generator.params.frozen_on(&place.device)?;
+    let style = style.map(|style| style.embedding.to_device(&place.device)).transpose()?;
     let total = (wishes.len().div_ceil(params.batch) * params.steps) as u64;
     let mut done = 0;
     let mut bytes = Vec::with_capacity(wishes.len() * config.size * config.size * config.channels);
@@ -159,7 +180,7 @@ pub fn generate(
             done += 1;
             progress(Progress { step: done, total, loss: None, note: None });
         };
-        let pixels = sample(params, config, &weights, &generator.vocab.empty(), style.map(|style| &style.embedding), batch, &mut tick)?;
+        let pixels = sample(params, config, (&weights, &place), &generator.vocab.empty(), style.as_ref(), batch, &mut tick)?;
         bytes.extend(pixels.iter().map(|v| Normalisation::Signed.byte(*v)));
     }
     let labels = wishes.iter().map(|wish| wish.class as u32).collect();
@@ -173,7 +194,7 @@ pub fn generate(
 fn sample(
     params: &Params,
     config: &Config,
-    weights: &Frozen,
+    (weights, place): (&Frozen, &Place),
     empty: &[u32],
     style: Option<&Tensor>,
     batch: &mut [Wish],
@@ -197,7 +218,8 @@ fn sample(
             images.extend_from_slice(&x);
         }
         let images = Tensor::from_vec(images, (prompts.len(), config.size, config.size, config.channels), &Device::Cpu)?;
-        let mut v: Vec<f32> = unet::forward(weights, config, &images, &vec![t; prompts.len()], &context)?.flatten_all()?.to_vec1()?;
+        let v = unet::forward(weights, config, &place.bring(&images)?, &vec![t; prompts.len()], &context)?;
+        let mut v: Vec<f32> = v.flatten_all()?.to_dtype(DType::F32)?.to_vec1()?;
         if guided {
             let (with, without) = v.split_at_mut(x.len());
             with.iter_mut().zip(without).for_each(|(with, without)| *with = *without + params.guidance as f32 * (*with - *without));

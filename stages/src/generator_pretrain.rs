@@ -1,5 +1,6 @@
 //! The stage `generator-pretrain`: a text-conditional diffusion model learns the style of a source.
 
+use candle_core::Device;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use trestle_engine::stage::{Arity, Context, InPort, OutPort, ParamError, Progress, Stage, StageError, Threads};
@@ -11,6 +12,7 @@ use crate::formats::{GENERATOR, IMAGE_SET, METRICS};
 use crate::generator::diffusion::{Batch, Order};
 use crate::generator::{Config, Generator, Vocab};
 use crate::metrics::Metrics;
+use crate::nn::compute::{Compute, DeviceKind, Precision};
 use crate::nn::ema::Ema;
 use crate::nn::optim::{AdamW, clip, cosine};
 use crate::nn::tape;
@@ -51,6 +53,12 @@ pub struct Params {
     pub text_blocks: usize,
     /// Seed of weights, batches, captions and noise.
     pub seed: u64,
+    /// Where it is computed: `cpu` or `cuda`.
+    #[serde(skip_serializing_if = "crate::nn::compute::is_usual")]
+    pub device: DeviceKind,
+    /// What activations are computed in: `f32`, or with `device: cuda` also `bf16`.
+    #[serde(skip_serializing_if = "crate::nn::compute::is_usual")]
+    pub precision: Precision,
 }
 
 impl Default for Params {
@@ -78,11 +86,17 @@ impl Default for Params {
             text_width: 64,
             text_blocks: 1,
             seed: 0,
+            device: DeviceKind::default(),
+            precision: Precision::default(),
         }
     }
 }
 
 impl Params {
+    fn compute(&self) -> Compute {
+        Compute { device: self.device, precision: self.precision }
+    }
+
     fn config(&self, set: &ImageSet) -> Result<Config> {
         if set.meta.height != set.meta.width {
             return Err(Error::argument(format!("the images are {}×{}; the generator takes square ones", set.meta.height, set.meta.width)));
@@ -117,7 +131,7 @@ impl Stage for GeneratorPretrain {
     }
 
     fn check(params: &Params) -> Vec<ParamError> {
-        let mut errors = Vec::new();
+        let mut errors = params.compute().complaints();
         if params.templates.is_empty() {
             errors.push(ParamError::new("templates", "at least one caption is needed"));
         }
@@ -159,6 +173,10 @@ impl Stage for GeneratorPretrain {
 
     fn threads(_: &Params) -> Threads {
         Threads::MANY
+    }
+
+    fn gpus(params: &Params) -> u32 {
+        params.compute().gpus()
     }
 
     fn run(params: &Params, cx: &mut Context<'_>) -> Result<(), StageError> {
@@ -219,7 +237,9 @@ pub fn train(params: &Params, set: &ImageSet, progress: &mut dyn FnMut(Progress)
         return Err(Error::argument("the set has no images to learn from"));
     }
     let (captions, vocab) = Captions::new(params, set)?;
-    let generator = Generator::new(params.config(set)?, vocab, &Stream::new(params.seed, "init"))?;
+    let mut generator = Generator::new(params.config(set)?, vocab, &Stream::new(params.seed, "init"))?;
+    let place = params.compute().open()?;
+    generator.params = generator.params.on(&place.device)?;
     let mut order = Order::new(set.len(), Stream::new(params.seed, "order"));
     let (mut noise, mut words) = (Stream::new(params.seed, "noise"), Stream::new(params.seed, "captions"));
     let mut optimiser = AdamW::new(params.weight_decay);
@@ -227,7 +247,7 @@ pub fn train(params: &Params, set: &ImageSet, progress: &mut dyn FnMut(Progress)
     let mut metrics = Metrics::new(&["loss", "grad_norm", "lr"]);
     for step in 0..params.steps {
         let indices = order.take(params.batch);
-        let batch = Batch::draw(set, &indices, &mut noise)?;
+        let batch = Batch::draw(set, &indices, &mut noise)?.on(&place)?;
         let prompts: Vec<Vec<u32>> = indices.iter().map(|&i| captions.draw(set, i, &mut words)).collect();
         let (loss, tape) = tape::record(|| batch.loss(&generator.params, &generator.config, &prompts, None))?;
         let value = f64::from(loss.to_scalar::<f32>()?);
@@ -242,7 +262,7 @@ pub fn train(params: &Params, set: &ImageSet, progress: &mut dyn FnMut(Progress)
         metrics.push(step, &[value, norm, lr]);
         progress(Progress { step: step as u64 + 1, total: params.steps as u64, loss: Some(value), note: None });
     }
-    let averaged = ema.params(&generator.params)?;
+    let averaged = ema.params(&generator.params)?.on(&Device::Cpu)?;
     Ok((Generator { params: averaged, ..generator }, metrics))
 }
 

@@ -4,7 +4,7 @@
 //! images of all classes together. Class names stay in the prompt, so that the one token learns what the images share: their style.
 //! Text encoder and network are frozen.
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use trestle_engine::stage::{Arity, Context, InPort, OutPort, ParamError, Progress, Stage, StageError, Threads};
@@ -18,6 +18,7 @@ use crate::generator::diffusion::{Batch, Order};
 use crate::generator::vocab::STYLE_TOKEN;
 use crate::generator::{Generator, Style, text};
 use crate::metrics::Metrics;
+use crate::nn::compute::{Compute, DeviceKind, Place, Precision};
 use crate::nn::optim::{AdamW, cosine};
 use crate::nn::params::{Frozen, Params as Tensors};
 use crate::nn::tape;
@@ -51,6 +52,12 @@ pub struct Params {
     pub lr: f64,
     /// Seed of batches and noise.
     pub seed: u64,
+    /// Where it is computed: `cpu` or `cuda`.
+    #[serde(skip_serializing_if = "crate::nn::compute::is_usual")]
+    pub device: DeviceKind,
+    /// What activations are computed in: `f32`, or with `device: cuda` also `bf16`.
+    #[serde(skip_serializing_if = "crate::nn::compute::is_usual")]
+    pub precision: Precision,
 }
 
 impl Default for Params {
@@ -63,7 +70,15 @@ impl Default for Params {
             batch: 50,
             lr: 0.02,
             seed: 0,
+            device: DeviceKind::default(),
+            precision: Precision::default(),
         }
+    }
+}
+
+impl Params {
+    fn compute(&self) -> Compute {
+        Compute { device: self.device, precision: self.precision }
     }
 }
 
@@ -94,7 +109,7 @@ impl Stage for StyleInversion {
     }
 
     fn check(params: &Params) -> Vec<ParamError> {
-        let mut errors = Vec::new();
+        let mut errors = params.compute().complaints();
         for (name, template, wants_token) in [("template", &params.template, true), ("plain", &params.plain, false)] {
             let has_token = words(template).iter().any(|word| word == STYLE_TOKEN);
             let complaint = bad_place(template, &["class"]).or_else(|| {
@@ -121,6 +136,10 @@ impl Stage for StyleInversion {
 
     fn threads(_: &Params) -> Threads {
         Threads::MANY
+    }
+
+    fn gpus(params: &Params) -> u32 {
+        params.compute().gpus()
     }
 
     fn run(params: &Params, cx: &mut Context<'_>) -> Result<(), StageError> {
@@ -189,16 +208,18 @@ fn beginning(params: &Params, generator: &Generator) -> Result<Vec<f32>> {
 /// If a prompt has an unknown word or the loss stops being finite.
 pub fn invert(params: &Params, generator: &Generator, images: &ImageSet, progress: &mut dyn FnMut(Progress)) -> Result<(Style, Metrics)> {
     let prompts = prompts(&params.template, generator, images)?;
-    let frozen = generator.params.frozen()?;
+    let place = params.compute().open()?;
+    let frozen = generator.params.frozen_on(&place.device)?;
     let mut token = Tensors::new();
     token.insert(EMBEDDING, &[1, generator.config.text_width], beginning(params, generator)?)?;
+    let token = token.on(&place.device)?;
     let mut order = Order::new(images.len(), Stream::new(params.seed, "order"));
     let mut noise = Stream::new(params.seed, "noise");
     let mut optimiser = AdamW::new(0.0);
     let mut metrics = Metrics::new(&["loss", "lr"]);
     for step in 0..params.steps {
         let indices = order.take(params.batch);
-        let batch = Batch::draw(images, &indices, &mut noise)?;
+        let batch = Batch::draw(images, &indices, &mut noise)?.on(&place)?;
         let texts: Vec<Vec<u32>> = indices.iter().map(|&i| prompts[images.labels[i] as usize].clone()).collect();
         let (loss, tape) = tape::record(|| batch.loss(&frozen, &generator.config, &texts, Some(token.get(EMBEDDING)?)))?;
         let value = f64::from(loss.to_scalar::<f32>()?);
@@ -211,7 +232,7 @@ pub fn invert(params: &Params, generator: &Generator, images: &ImageSet, progres
         progress(Progress { step: step as u64 + 1, total: params.steps as u64, loss: Some(value), note: None });
     }
     let meta = StyleMeta { token: "S*".to_owned(), template: params.template.clone(), steps: params.steps, seed: params.seed };
-    Ok((Style { embedding: token.get(EMBEDDING)?.detach(), meta }, metrics))
+    Ok((Style { embedding: token.get(EMBEDDING)?.detach().to_device(&Device::Cpu)?, meta }, metrics))
 }
 
 /// Losses on held-out images, on the same images, times and noise: with a prompt that names no style, with the token as it began, with the learned one.
@@ -219,10 +240,13 @@ pub fn invert(params: &Params, generator: &Generator, images: &ImageSet, progres
 /// # Errors
 /// If a prompt has an unknown word.
 pub fn compare(params: &Params, generator: &Generator, style: &Style, heldout: &ImageSet) -> Result<[(&'static str, f64); 3]> {
-    let frozen = generator.params.frozen()?;
-    let untrained = Tensor::from_vec(beginning(params, generator)?, (1, generator.config.text_width), &candle_core::Device::Cpu)?;
-    let loss =
-        |template: &str, token: &Tensor| held_out_loss(params, generator, &frozen, heldout, &prompts(template, generator, heldout)?, token);
+    let place = params.compute().open()?;
+    let frozen = generator.params.frozen_on(&place.device)?;
+    let untrained = Tensor::from_vec(beginning(params, generator)?, (1, generator.config.text_width), &Device::Cpu)?;
+    let loss = |template: &str, token: &Tensor| {
+        let (prompts, token) = (prompts(template, generator, heldout)?, token.to_device(&place.device)?);
+        held_out_loss(params, generator, (&frozen, &place), heldout, &prompts, &token)
+    };
     Ok([
         ("heldout_loss_plain", loss(&params.plain, &untrained)?),
         ("heldout_loss_untrained", loss(&params.template, &untrained)?),
@@ -233,7 +257,7 @@ pub fn compare(params: &Params, generator: &Generator, style: &Style, heldout: &
 fn held_out_loss(
     params: &Params,
     generator: &Generator,
-    frozen: &Frozen,
+    (frozen, place): (&Frozen, &Place),
     set: &ImageSet,
     prompts: &[Vec<u32>],
     token: &Tensor,
@@ -243,7 +267,7 @@ fn held_out_loss(
     let mut total = 0.0;
     for _ in 0..HELD_OUT_BATCHES {
         let indices = order.take(HELD_OUT_BATCH);
-        let batch = Batch::draw(set, &indices, &mut noise)?;
+        let batch = Batch::draw(set, &indices, &mut noise)?.on(place)?;
         let texts: Vec<Vec<u32>> = indices.iter().map(|&i| prompts[set.labels[i] as usize].clone()).collect();
         total += f64::from(batch.loss(frozen, &generator.config, &texts, Some(token))?.to_scalar::<f32>()?);
     }

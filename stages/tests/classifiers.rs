@@ -373,6 +373,9 @@ fn where_it_is_computed_is_no_part_of_a_key_unless_it_is_said() {
         ("real-adaptation", json!({})),
         ("evaluation", json!({})),
         ("features", json!({"until": "conv1"})),
+        ("generator-pretrain", json!({})),
+        ("style-inversion", json!({})),
+        ("generation", json!({})),
     ] {
         let check = |device: Option<&str>, precision: Option<&str>| {
             let mut with = with.clone();

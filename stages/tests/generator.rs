@@ -7,6 +7,8 @@ use trestle_stages::data::{ClassPrompts, ImageSet, Prompts};
 use trestle_stages::generation::{self, generate};
 use trestle_stages::generator::sampler::Sampler;
 use trestle_stages::generator::{Generator, Style};
+use trestle_stages::nn::composed::forced;
+use trestle_stages::nn::compute::Precision;
 use trestle_stages::rng::Stream;
 use trestle_stages::{generator_pretrain, style_inversion};
 
@@ -98,4 +100,36 @@ fn a_style_and_the_prompts_must_go_together() {
     assert!(says(TEMPLATE, None).contains("no style is connected"));
     assert!(says("A good photo of the {class}", Some(&style)).contains("no prompt uses `S*`"));
     assert!(says("A {class} on the moon", None).contains("the word `on`"));
+}
+
+/// Largest gaps of the generator's weights and of the images' bytes to those that the kernels give.
+fn gaps(precision: Precision, kernels: &(Generator, Style, Vec<u8>)) -> (f32, u8) {
+    let got = painted_by(precision);
+    let weights = kernels.0.params.iter().map(|(name, _)| {
+        let (got, want) = (got.0.params.values(name).unwrap(), kernels.0.params.values(name).unwrap());
+        got.iter().zip(want).map(|(g, w)| (g - w).abs()).fold(0.0, f32::max)
+    });
+    (weights.fold(0.0, f32::max), got.2.iter().zip(&kernels.2).map(|(g, w)| g.abs_diff(*w)).max().unwrap())
+}
+
+fn painted_by(precision: Precision) -> (Generator, Style, Vec<u8>) {
+    let params = generator_pretrain::Params { steps: 3, batch: 8, width: 16, text_width: 16, precision, ..Default::default() };
+    let generator = generator_pretrain::train(&params, &images(), &mut |_| ()).unwrap().0;
+    let params = style_inversion::Params { steps: 3, batch: 8, precision, ..Default::default() };
+    let style = style_inversion::invert(&params, &generator, &images(), &mut |_| ()).unwrap().0;
+    let params = generation::Params { images_per_class: 3, steps: 3, precision, ..Default::default() };
+    let images = painted(&generator, &style, params);
+    (generator, style, images)
+}
+
+#[test]
+fn the_form_for_other_devices_gives_nearly_the_same() {
+    let kernels = painted_by(Precision::F32);
+    let half = gaps(Precision::Bf16, &kernels);
+    let composed = {
+        let _forced = forced();
+        gaps(Precision::F32, &kernels)
+    };
+    assert!(composed.0 < 1e-3 && composed.1 <= 2, "{composed:?}");
+    assert!(half.0 < 0.02 && half.1 <= 16, "{half:?}");
 }

@@ -7,6 +7,7 @@ use super::schedule::{alpha, clamp, sigma};
 use super::{text, unet};
 use crate::data::{ImageSet, Images, Normalisation};
 use crate::error::Result;
+use crate::nn::compute::Place;
 use crate::nn::ops::mse;
 use crate::nn::params::Weights;
 use crate::rng::Stream;
@@ -43,6 +44,15 @@ impl Batch {
         }
         let shape = (indices.len(), set.meta.height, set.meta.width, set.meta.channels);
         Ok(Self { noisy: Tensor::from_vec(noisy, shape, &Device::Cpu)?, target: Tensor::from_vec(target, shape, &Device::Cpu)?, times })
+    }
+
+    /// The same batch, brought to a device; what the network should say stays in single precision.
+    ///
+    /// # Errors
+    /// If there is no room.
+    pub fn on(self, place: &Place) -> Result<Self> {
+        let target = self.target.to_device(&place.device)?;
+        Ok(Self { noisy: place.bring(&self.noisy)?, target, times: self.times })
     }
 
     /// The mean squared error of the predicted v.

@@ -7,7 +7,7 @@ use super::text::Context;
 use crate::error::Result;
 use crate::nn::ops::{Window, add_samples, attention, conv, group_norm_silu, layer_norm, linear, pixel_shuffle2, silu, upsample2};
 use crate::nn::params::{Params, Weights};
-use crate::nn::tape::{add, join, reshape};
+use crate::nn::tape::{add, join, like, reshape};
 use crate::rng::Stream;
 
 const EPS: f32 = 1e-5;
@@ -120,15 +120,16 @@ impl Net<'_> {
         let flat = reshape(x, (b, h * w, c))?;
         let q = layer_norm(&flat, self.get("attention.norm", "weight")?, self.get("attention.norm", "bias")?, EPS)?;
         let q = self.dense("attention.q", &q)?;
-        let k = linear(&context.words, self.get("attention.k", "weight")?, None)?;
-        let v = self.dense("attention.v", &context.words)?;
+        let words = like(&context.words, x)?;
+        let k = linear(&words, self.get("attention.k", "weight")?, None)?;
+        let v = self.dense("attention.v", &words)?;
         let out = self.dense("attention.out", &attention(&q, &k, &v, heads)?)?;
         Ok(reshape(&add(&flat, &out)?, (b, h, w, c))?)
     }
 }
 
-/// Sines and cosines of times, `[b, 2·FREQUENCIES]`.
-fn time_features(times: &[f64]) -> Result<Tensor> {
+/// Sines and cosines of times, `[b, 2·FREQUENCIES]`, where the images are.
+fn time_features(times: &[f64], images: &Tensor) -> Result<Tensor> {
     let mut values = Vec::with_capacity(times.len() * 2 * FREQUENCIES);
     for t in times {
         for i in 0..FREQUENCIES {
@@ -136,7 +137,7 @@ fn time_features(times: &[f64]) -> Result<Tensor> {
             values.extend([angle.sin() as f32, angle.cos() as f32]);
         }
     }
-    Ok(Tensor::from_vec(values, (times.len(), 2 * FREQUENCIES), &candle_core::Device::Cpu)?)
+    Ok(Tensor::from_vec(values, (times.len(), 2 * FREQUENCIES), images.device())?.to_dtype(images.dtype())?)
 }
 
 /// `[b, h, w, c]` to `[b, h/2, w/2, 4c]`.
@@ -148,8 +149,8 @@ fn to_blocks(x: &Tensor) -> Result<Tensor> {
 /// The predicted v of noisy images `x` `[b, h, w, c]` at `times` `[b]`.
 pub fn forward(w: &dyn Weights, config: &Config, x: &Tensor, times: &[f64], context: &Context) -> Result<Tensor> {
     let net = Net { w, fast: config.width >= FAST };
-    let time = net.dense("time2", &silu(&net.dense("time1", &time_features(times)?)?)?)?;
-    let emb = silu(&add(&time, &net.dense("text", &context.pooled)?)?)?;
+    let time = net.dense("time2", &silu(&net.dense("time1", &time_features(times, x)?)?)?)?;
+    let emb = silu(&add(&time, &net.dense("text", &like(&context.pooled, x)?)?)?)?;
     let stem = net.conv("stem", &to_blocks(x)?, 1)?;
     let upper = net.block("down.0", &stem, &emb)?;
     let lower = net.block("down.1", &net.conv("downsample", &upper, 2)?, &emb)?;

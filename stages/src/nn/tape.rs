@@ -268,6 +268,14 @@ pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     apply2(a, b, Add)
 }
 
+/// The same values in the type of `like`.
+///
+/// # Errors
+/// Those of candle.
+pub fn like(x: &Tensor, like: &Tensor) -> Result<Tensor> {
+    if x.dtype() == like.dtype() { Ok(x.clone()) } else { composed::cast(x, like.dtype()) }
+}
+
 /// Tensors one after the other, along the last dimension or along the first.
 ///
 /// # Errors

@@ -1,6 +1,6 @@
-//! Small tensors repeated over large ones, and sums of two.
+//! Small tensors repeated over large ones, sums of two, and values in another type.
 
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 
 use super::sums::{column_sums, product};
 use super::{node::node, single, values};
@@ -12,6 +12,15 @@ use super::{node::node, single, values};
 pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     let y = (values(a)? + values(b)?)?;
     node("add", [a, b], y, |_, dy, _| Ok([Some(dy.clone()), Some(dy.clone())]))
+}
+
+/// The values of `x` in another type.
+///
+/// # Errors
+/// Those of candle.
+pub fn cast(x: &Tensor, dtype: DType) -> Result<Tensor> {
+    let from = x.dtype();
+    node("cast", [x], values(x)?.to_dtype(dtype)?, move |_, dy, _| Ok([Some(dy.to_dtype(from)?)]))
 }
 
 /// `x + b`, or `x · b`, where the shape of `b` is the end of `x`'s.

@@ -30,7 +30,7 @@ use candle_core::{DType, Result, Tensor};
 
 pub use attention::{attention, self_attention, softmax};
 pub use batch_norm::{Statistics, batch_norm};
-pub use broadcast::{add, rows, samples};
+pub use broadcast::{add, cast, rows, samples};
 pub use conv::conv;
 pub use embedding::{embedding, first};
 pub use linear::{linear, matmul};

@@ -154,7 +154,8 @@ fn statistics_of_a_batch_are_the_kernels() {
 
 #[test]
 fn activations_are_the_kernels() {
-    let all: [(&str, fn(&Tensor) -> Result<Tensor>); 7] = [
+    type Activation = (&'static str, fn(&Tensor) -> Result<Tensor>);
+    let all: [Activation; 7] = [
         ("relu", relu),
         ("relu6", relu6),
         ("hard_sigmoid", hard_sigmoid),
@@ -211,6 +212,7 @@ fn small_tensors_repeated_are_the_kernels() {
     same("add", &[("x", &[3, 4]), ("y", &[3, 4])], |p, x| tape::add(x, &g(p, "y").to_dtype(x.dtype())?));
     same("a sum of gradients", &[("x", &[3, 4])], |_, x| tape::add(&silu(x)?, &relu(x)?));
     same("join", &[("x", &[3, 4])], |_, x| tape::join(&[&silu(x)?, &relu(x)?], true));
+    same("like", &[("x", &[3, 4]), ("y", &[3, 4])], |p, x| tape::add(x, &tape::like(g(p, "y"), x)?));
     same("first", &[("x", &[3, 4, 5])], |_, x| first(x));
     let p = params(&[("x", &[5, 4])]);
     let run = || {
