@@ -2,7 +2,7 @@
 //!
 //! | section | ingredient | native | command |
 //! |---|---|---|---|
-//! | stage | `kind`, `version`, `device`, `dtype` | kind, its version, `cpu`, `f32` | `command`, 1 |
+//! | stage | `kind`, `version`, `device`, `dtype` | kind, its version, the params `device` and `precision`, or else `cpu` and `f32` | `command`, 1 |
 //! | param | each leaf of the params by path, defaults explicit | yes | – (they are in the script) |
 //! | command | `script`, `shell` | – | yes |
 //! | input | `name` or `name[i]`: digest, labels, and the place where the stage sees it if that carries a file name | yes | yes |
@@ -19,6 +19,12 @@ use crate::pipeline::{Action, Bound, Origin, Stage};
 /// Contents of the values of all inputs, in the order of [`Stage::inputs`].
 pub type Contents = Vec<Vec<Content>>;
 
+/// Where, or in which number format, a native stage is computed: a kind that can do otherwise than usual has a param for it, and leaves out the
+/// usual value.
+fn said<'a>(params: &'a Value, param: &str, usual: &'a str) -> &'a str {
+    params.get(param).and_then(Value::as_str).unwrap_or(usual)
+}
+
 /// The manifest of `stage` with these input contents.
 pub fn manifest(stage: &Stage, contents: &Contents) -> Manifest {
     let mut manifest = Manifest::new();
@@ -26,8 +32,8 @@ pub fn manifest(stage: &Stage, contents: &Contents) -> Manifest {
         Action::Native { kind, version, params, aside: _ } => {
             manifest.push(Section::Stage, "kind", kind.as_str());
             manifest.push(Section::Stage, "version", version.to_string());
-            manifest.push(Section::Stage, "device", "cpu");
-            manifest.push(Section::Stage, "dtype", "f32");
+            manifest.push(Section::Stage, "device", said(params, "device", "cpu"));
+            manifest.push(Section::Stage, "dtype", said(params, "precision", "f32"));
             push_leaves(&mut manifest, "", params);
         }
         Action::Command { script, shell, env, workdir, stdout } => {
@@ -99,6 +105,13 @@ fn child(path: &str, key: &str) -> String {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn a_device_is_the_usual_one_unless_a_param_says_otherwise() {
+        assert_eq!(said(&json!({"lr": 1}), "device", "cpu"), "cpu");
+        assert_eq!(said(&json!({"device": "cuda", "precision": "bf16"}), "device", "cpu"), "cuda");
+        assert_eq!(said(&json!({"device": "cuda", "precision": "bf16"}), "precision", "f32"), "bf16");
+    }
 
     #[test]
     fn no_two_leaves_share_a_path() {

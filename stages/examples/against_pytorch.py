@@ -219,9 +219,11 @@ def main():
                     found = json.loads(done.stdout.splitlines()[-1])
                     kept = best.setdefault(side, found)
                     best[side] = {key: min(value, kept[key]) for key, value in found.items()}
-            rival = {key: min(best[side][key] for side in best if side != "trestle") for key in best["trestle"]}
             for side, found in best.items():
                 print(f"{name:<16} {number} threads  {side:<30} " + "  ".join(f"{key} {value:8.2f}" for key, value in found.items()), flush=True)
+            if "trestle" not in best or len(best) == 1:
+                continue
+            rival = {key: min(best[side][key] for side in best if side != "trestle") for key in best["trestle"]}
             ratios = {key: rival[key] / best["trestle"][key] for key in best["trestle"]}
             print(f"{name:<16} {number} threads  {'PyTorch / trestle':<30} " + "  ".join(f"{key} {value:8.2f}" for key, value in ratios.items()), flush=True)
 
