@@ -14,6 +14,6 @@ fuzz_target!(|bytes: &[u8]| {
     for output in 0..memo.blob_starts.len() - 1 {
         assert!(memo.blobs_of(output).iter().all(|blob| (*blob as usize) < memo.blobs.len()));
     }
-    memo.write(&path).expect("a file");
+    memo.write(std::fs::File::options().write(true).open(&path).expect("a file")).expect("a file");
     assert_eq!(Memo::load(&path), Some(memo));
 });
