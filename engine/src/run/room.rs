@@ -3,7 +3,8 @@
 //! A stage finds its declared inputs in its folder, and nothing else. Making a dozen folders and files and removing them again is most of what a command of a
 //! millisecond costs, all the more as a file system may look long for a number that was not used a moment ago. So a folder whose stage is done is emptied and kept: the
 //! next stage that wants exactly the same folders gets it. It writes its inputs over those of the one before where they have the same places;
-//! the others are removed. When a run ends, a few such folders are put on a *shelf* in the cache for the next one, as they are.
+//! the others are removed. When a run ends, a few such folders are put on a *shelf* in the cache for the next one, with what fills no more than a block
+//! of a disk each.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::os::unix::ffi::OsStrExt;
@@ -24,6 +25,8 @@ const MOST_SHELVED: usize = 4;
 const SHELF: usize = 64;
 /// Most folders in one on the shelf, and most files.
 const MOST_INSIDE: usize = 64;
+/// Largest file in one on the shelf: what takes one block of a disk.
+const LARGEST_FILE: u64 = 4096;
 /// The folder in a room where the stage runs.
 const WORK: &str = "work";
 /// The file in a room that takes what the stage prints.
@@ -133,6 +136,11 @@ impl Rooms {
 
     /// Another one of the same layout may be there already.
     fn put_on_shelf(&self, layout: &Layout, base: &Path) -> std::io::Result<()> {
+        for file in layout.files.iter().map(|file| base.join(WORK).join(file)) {
+            if std::fs::symlink_metadata(&file).is_ok_and(|meta| meta.len() > LARGEST_FILE) {
+                std::fs::remove_file(file)?;
+            }
+        }
         let place = self.shelf.join(layout.name());
         match std::fs::rename(base, &place) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
@@ -385,6 +393,14 @@ mod tests {
         std::os::unix::fs::symlink(folder.path().join("elsewhere"), &place).unwrap();
         use_one(&|_| {});
         assert!(folder.path().join("elsewhere/work/x").exists());
+        // A large input does not stay.
+        let rooms = Arc::new(Rooms::new(&cache));
+        let room = rooms.open(&cache, "one", layout()).unwrap();
+        std::fs::write(room.work().join("in/a/x.txt"), [b'x'; 5000]).unwrap();
+        drop(room);
+        rooms.close(&cache);
+        let place = std::fs::read_dir(&shelf).unwrap().next().unwrap().unwrap().path();
+        assert_eq!(list(&place), ["work", "work/in", "work/in/a", "work/out"]);
         // What has very many folders is not kept.
         clear_shelf(&cache);
         let mut many = Layout::default();
