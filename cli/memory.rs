@@ -9,10 +9,10 @@ const PURGE_DELAY: c_int = 15;
 const ARENA_RESERVE: c_int = 23;
 /// What it is if nobody sets it.
 const LARGE_ARENA: c_long = 1 << 20;
-/// Enough for all that a short run needs. The first pages of an arena say which of its parts are free: for a large one, a tenth of a
+/// Enough for all that a run needs: a second arena would cost memory. The first pages of an arena say which of its parts are free: for a large one, a tenth of a
 /// millisecond's worth of them.
 #[cfg(target_os = "linux")]
-const SMALL_ARENA: c_long = 1 << 16;
+const SMALL_ARENA: c_long = 1 << 18;
 
 /// Called before `main`, and so before memory is first taken.
 #[cfg(target_os = "linux")]
