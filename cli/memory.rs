@@ -14,6 +14,11 @@ const LARGE_ARENA: c_long = 1 << 20;
 #[cfg(target_os = "linux")]
 const SMALL_ARENA: c_long = 1 << 18;
 
+/// How long freed memory waits for whoever takes it again: what resolving a large pipeline needed is given back before the run begins, while shorter runs give
+/// nothing back at all. mimalloc itself would wait for a second, and the peak of a run of 100,000 stages was a tenth higher.
+#[cfg(target_os = "linux")]
+const SHORT_WAIT: c_long = 50;
+
 /// Called before `main`, and so before memory is first taken.
 #[cfg(target_os = "linux")]
 #[used]
@@ -21,7 +26,10 @@ const SMALL_ARENA: c_long = 1 << 18;
 static BEGIN: extern "C" fn() = {
     extern "C" fn begin() {
         // SAFETY: any option can be set at any time.
-        unsafe { libmimalloc_sys::mi_option_set(ARENA_RESERVE, SMALL_ARENA) };
+        unsafe {
+            libmimalloc_sys::mi_option_set(ARENA_RESERVE, SMALL_ARENA);
+            libmimalloc_sys::mi_option_set(PURGE_DELAY, SHORT_WAIT);
+        }
     }
     begin
 };

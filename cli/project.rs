@@ -163,19 +163,19 @@ impl Session {
         };
         let cache = Arc::new(Cache::open(&place.cache)?);
         let loaded = Compiled::load(&place.plans("compiled"), stamp).ok().filter(holds);
-        let (compiled, later, memo, history) = match loaded {
-            Some(compiled) => (compiled, Vec::new(), memo, Arc::default()),
+        let (place, compiled, later, memo, history) = match loaded {
+            Some(compiled) => (written.into_place(), compiled, Vec::new(), memo, Arc::default()),
             None => {
                 let history = Arc::new(place.history(memo.as_ref()));
                 drop(memo);
                 let (pipeline, dependencies) = written.unfold(&cache, &history, &trestle_stages::registry())?;
+                // Memory peaks where the compiled form is made beside the resolved one: the text of a large pipeline goes before that.
+                let place = written.into_place();
                 let later = pipeline.later.clone();
-                (put(Compiled::of(pipeline, stamp, dependencies), &cache), later, None, history)
+                (place, put(Compiled::of(pipeline, stamp, dependencies), &cache), later, None, history)
             }
         };
         let compiled = Arc::new(compiled);
-        // The text of a large pipeline would be in the way for a whole run.
-        let place = written.place;
         let planner = Planner::new(Arc::clone(&compiled), Arc::clone(&cache), memo, history);
         Ok((Self { place, compiled, later, cache, planner }, rest))
     }

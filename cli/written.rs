@@ -114,6 +114,11 @@ impl Written {
         }
     }
 
+    /// Lets go of the texts.
+    pub fn into_place(self) -> Place {
+        self.place
+    }
+
     /// Of all that a compiled pipeline is made from: the file, the values of params, the folder, and this very program.
     pub fn stamp(&self) -> Digest {
         let program = std::env::current_exe().and_then(std::fs::metadata);
