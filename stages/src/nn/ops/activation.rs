@@ -89,17 +89,26 @@ impl Scalar for Gelu {
 }
 
 pub(super) struct GeluErf;
+
+impl GeluErf {
+    /// The value and the slope, which have most of their work in common.
+    #[inline(always)]
+    pub(super) fn both(x: f32) -> (f32, f32) {
+        let (share, density) = normal(x);
+        (x * share, share + x * density)
+    }
+}
+
 impl Scalar for GeluErf {
     const NAME: &'static str = "gelu_erf";
     const COMPOSED: Function = Function::GeluErf;
     #[inline(always)]
     fn value(x: f32) -> f32 {
-        x * normal(x).0
+        Self::both(x).0
     }
     #[inline(always)]
     fn slope(x: f32) -> f32 {
-        let (share, density) = normal(x);
-        share + x * density
+        Self::both(x).1
     }
 }
 

@@ -7,7 +7,7 @@ use crate::nn::parallel::Parallel;
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
-use super::activation::{GeluErf, Scalar};
+use super::activation::GeluErf;
 use crate::nn::composed;
 use crate::nn::kernel::{self, Matrix, Panels, add, column_sums, with_scratch};
 use crate::nn::math::map2;
@@ -30,13 +30,13 @@ struct Linear {
     k: usize,
     n: usize,
     gelu: bool,
-    /// What went into GELU.
-    before: OnceLock<Vec<f32>>,
+    /// GELU's slope at what went into it, which takes no more memory than that and is made with the value at once.
+    slope: OnceLock<Vec<f32>>,
 }
 
 impl Linear {
     fn new(m: usize, k: usize, n: usize, gelu: bool) -> Self {
-        Self { m, k, n, gelu, before: OnceLock::new() }
+        Self { m, k, n, gelu, slope: OnceLock::new() }
     }
 
     fn forward(&self, x: &[f32], w: &[f32], bias: Option<&[f32]>) -> Result<(CpuStorage, Shape)> {
@@ -53,19 +53,19 @@ impl Linear {
             return output(y, (m, n));
         }
         // SAFETY: as above.
-        let mut before = unsafe { unwritten(m * n) };
+        let mut slope = unsafe { unwritten(m * n) };
         kernel::with_panels(k, n, Matrix::new(w, n), |w| {
-            let rows = y.par_chunks_mut(ROWS * n).zip(before.par_chunks_mut(ROWS * n)).zip(x.par_chunks(ROWS * k));
-            rows.run(|((y, before), x)| {
-                kernel::gemm_panels(y.len() / n, before, n, false, Matrix::new(x, k), w);
-                follow(before);
-                vectorised!(for (y, v) in y.iter_mut().zip(before) {
-                    *y = GeluErf::value(*v);
+            let rows = y.par_chunks_mut(ROWS * n).zip(slope.par_chunks_mut(ROWS * n)).zip(x.par_chunks(ROWS * k));
+            rows.run(|((y, slope), x)| {
+                kernel::gemm_panels(y.len() / n, slope, n, false, Matrix::new(x, k), w);
+                follow(slope);
+                vectorised!(for (y, slope) in y.iter_mut().zip(slope) {
+                    (*y, *slope) = GeluErf::both(*slope);
                 });
             });
         });
         // A second forward pass of one op does not happen: every call makes its own.
-        let _ = self.before.set(before);
+        let _ = self.slope.set(slope);
         output(y, (m, n))
     }
 
@@ -117,15 +117,15 @@ impl Linear {
     ) -> Vec<f32> {
         let &Self { k, n, .. } = self;
         let mut db = vec![0.0; if wants_bias { n } else { 0 }];
-        let before = self.before.get();
-        with_scratch(if before.is_some() { FEW_ROWS * n } else { 0 }, |inner| {
+        let slope = self.slope.get();
+        with_scratch(if slope.is_some() { FEW_ROWS * n } else { 0 }, |inner| {
             for (chunk, (x, dy)) in x.chunks(FEW_ROWS * k).zip(dy.chunks(FEW_ROWS * n)).enumerate() {
-                let dy = match before {
+                let dy = match slope {
                     None => dy,
-                    Some(before) => {
-                        let before = &before[(first + chunk * FEW_ROWS) * n..][..dy.len()];
-                        vectorised!(for ((inner, v), d) in inner.iter_mut().zip(before).zip(dy) {
-                            *inner = d * GeluErf::slope(*v);
+                    Some(slope) => {
+                        let slope = &slope[(first + chunk * FEW_ROWS) * n..][..dy.len()];
+                        vectorised!(for ((inner, slope), d) in inner.iter_mut().zip(slope).zip(dy) {
+                            *inner = d * slope;
                         });
                         &inner[..dy.len()]
                     }
@@ -149,10 +149,10 @@ impl Linear {
     fn backward_apart(&self, x: &Tensor, w: &Tensor, bias: Option<&Tensor>, dy: &[f32]) -> Result<[Option<Tensor>; 3]> {
         let &Self { m, k, n, .. } = self;
         let inner;
-        let dy = match self.before.get() {
+        let dy = match self.slope.get() {
             None => dy,
-            Some(before) => {
-                inner = map2(before, dy, |v, d| d * GeluErf::slope(v));
+            Some(slope) => {
+                inner = map2(slope, dy, |slope, d| d * slope);
                 &inner
             }
         };
