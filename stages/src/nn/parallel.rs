@@ -51,6 +51,18 @@ pub trait Parallel: IndexedParallelIterator {
 
 impl<I: IndexedParallelIterator> Parallel for I {}
 
+/// Items of a part, at most `most` of them, where every thread is to have as many parts as the others. What it says depends on the number of threads, so it is for loops whose
+/// items have nothing to do with each other.
+pub fn fair(items: usize, most: usize) -> usize {
+    let threads = TEAM.get().map_or_else(rayon::current_num_threads, |team| team.members().len() + 1);
+    fair_among(threads, items, most)
+}
+
+fn fair_among(threads: usize, items: usize, most: usize) -> usize {
+    let rounds = items.div_ceil(most * threads).max(1);
+    items.div_ceil(rounds * threads).max(1)
+}
+
 /// Gives this process `threads` - 1 threads that help whoever begins a loop, once. With one thread loops are carried out as they stand.
 ///
 /// # Errors
@@ -298,6 +310,19 @@ mod tests {
                     // Long enough to fall asleep.
                     std::thread::sleep(4 * AWAKE);
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn threads_get_as_many_parts_as_each_other() {
+        for threads in 1..=4 {
+            for (items, most) in [(0, 5), (1, 5), (32, 36), (128, 48), (392, 60), (576, 512), (4160, 216)] {
+                let part = fair_among(threads, items, most);
+                assert!((1..=most).contains(&part), "{items} in parts of {part} for {threads}");
+                let parts = items.div_ceil(part);
+                // The last ones may be missing where parts are small.
+                assert!(items < threads * threads || parts.next_multiple_of(threads) - parts <= threads / 2, "{items} in {parts} parts for {threads}");
             }
         }
     }

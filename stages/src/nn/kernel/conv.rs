@@ -2,7 +2,7 @@
 
 #![allow(unsafe_code, reason = "results that are written whole need not be filled with zeros first")]
 
-use crate::nn::parallel::Parallel;
+use crate::nn::parallel::{Parallel, fair};
 use rayon::prelude::*;
 
 use super::{Matrix, Shape, add, add_up, gemm, gemm_panels, matmul, transposed, vectorised, with_scratch};
@@ -189,7 +189,7 @@ impl Conv {
         }
         // SAFETY: every chunk is a product that does not read what was there, or first filled with the bias.
         let mut y = unsafe { unwritten(self.pixels() * self.o) };
-        let (patch, chunk) = (self.patch(), self.chunk());
+        let (patch, chunk) = (self.patch(), fair(self.pixels(), self.chunk()));
         let (c, o) = self.group();
         // The kernels of all groups, laid out for the products.
         let shape = Shape { k: patch, n: o };

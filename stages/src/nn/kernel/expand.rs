@@ -2,7 +2,7 @@
 //! belongs, and read there on the way back.
 #![allow(unsafe_code, reason = "results that are written whole need not be filled with zeros first")]
 
-use crate::nn::parallel::Parallel;
+use crate::nn::parallel::{Parallel, fair};
 use rayon::prelude::*;
 
 use super::conv::{Then, floor};
@@ -36,7 +36,8 @@ impl Conv {
         let mut y = unsafe { unwritten(self.pixels() * 2 * o) };
         self.half().winograd_into(x, w3, Then { bias: Some(b3), relu: true }, &mut y[o..]);
         with_panels(c, o, Matrix::new(w1, o), |w1| {
-            y.par_chunks_mut(PIXELS * 2 * o).zip(x.par_chunks(PIXELS * c)).run(|(y, x)| {
+            let pixels = fair(self.pixels(), PIXELS);
+            y.par_chunks_mut(pixels * 2 * o).zip(x.par_chunks(pixels * c)).run(|(y, x)| {
                 for y in y.chunks_exact_mut(2 * o) {
                     y[..o].copy_from_slice(b1);
                 }
@@ -56,7 +57,8 @@ impl Conv {
         let dx = wants_x.then(|| {
             let mut dx = self.half().winograd_input(&dy[o..], w3);
             with_panels(o, c, Matrix::new(w1, o).t(), |wt| {
-                dx.par_chunks_mut(PIXELS * c).zip(dy.par_chunks(PIXELS * 2 * o)).run(|(dx, dy)| {
+                let pixels = fair(self.pixels(), PIXELS);
+                dx.par_chunks_mut(pixels * c).zip(dy.par_chunks(pixels * 2 * o)).run(|(dx, dy)| {
                     gemm_panels(dx.len() / c, dx, c, true, Matrix::new(dy, 2 * o), wt);
                 });
             });

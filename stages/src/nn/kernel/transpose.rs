@@ -2,13 +2,15 @@
 #![allow(unsafe_code, reason = "values go through registers of one instruction set, seen beforehand")]
 
 use crate::nn::simd::{Level, level};
+use crate::nn::storage::unwritten;
 
 /// Side of a block.
 const SIDE: usize = 16;
 
 /// The transpose of a row-major `[rows, columns]` matrix.
 pub fn transposed(x: &[f32], rows: usize, columns: usize) -> Vec<f32> {
-    let mut out = vec![0.0; rows * columns];
+    // SAFETY: every value of a transpose is written.
+    let mut out = unsafe { unwritten(rows * columns) };
     transpose(x, [rows, columns], columns, &mut out, rows);
     out
 }

@@ -4,12 +4,12 @@
 //! With tiles d of 6×6 and kernels g: y = Aᵀ[(G·g·Gᵀ) ⊙ (Bᵀ·d·B)]A, the ⊙ summed over channels by 36 matrix products. A chunk of tiles goes
 //! through all three steps on one thread, so that its intermediates stay in cache.
 
-use crate::nn::parallel::Parallel;
+use crate::nn::parallel::{Parallel, fair};
 use rayon::prelude::*;
 
 use super::conv::Then;
 use super::lanes::{Lanes, for_lanes};
-use super::{Conv, Matrix, Panels, Shape, add, gemm, gemm_panels, transposed, with_scratch};
+use super::{Conv, Matrix, Panels, Shape, add, gemm, gemm_panels, transpose, with_scratch};
 use crate::nn::simd::vectorised;
 use crate::nn::storage::unwritten;
 
@@ -19,6 +19,8 @@ const WIDTH: usize = 16;
 const PLACES: usize = 36;
 /// Values between the matrices of two places: what is written to all of them at once would, at the distance of a power of two, have one place in a cache.
 const GAP: usize = 16;
+/// Columns of a kernel's place that one task turns.
+const COLUMNS: usize = 64;
 /// Parts into which a sum over tiles is cut, where its buffers are small enough.
 const PARTS: usize = 4;
 /// Values up to which the parts' buffers together stay in cache.
@@ -334,7 +336,7 @@ impl Conv {
         let target = Shared(y.as_mut_ptr());
         with_scratch(PLACES * (c * o + GAP), |u| {
             self.transformed(w, u);
-            let (u, size) = (&*u, chunk(c + o));
+            let (u, size) = (&*u, fair(self.tiles(), chunk(c + o)));
             (0..self.tiles().div_ceil(size)).into_par_iter().run(|i| {
                 let tiles = i * size..((i + 1) * size).min(self.tiles());
                 let count = tiles.len();
@@ -452,10 +454,15 @@ impl Conv {
 
     /// `[kh, kw, c, o]` to `[kh, kw, o, c]` with both kernel axes reversed.
     pub(super) fn turned(&self, w: &[f32]) -> Vec<f32> {
-        let size = self.c * self.o;
-        let places: Vec<Vec<f32>> =
-            (0..self.kh * self.kw).into_par_iter().rev().gather(|place| transposed(&w[place * size..][..size], self.c, self.o));
-        places.concat()
+        let (c, o, places) = (self.c, self.o, self.kh * self.kw);
+        // SAFETY: the loop below writes every column of every place.
+        let mut turned = unsafe { unwritten(w.len()) };
+        let columns = if o.is_multiple_of(COLUMNS) { COLUMNS } else { o };
+        turned.par_chunks_mut(columns * c).enumerate().run(|(i, to)| {
+            let (place, column) = (i * columns / o, i * columns % o);
+            transpose(&w[(places - 1 - place) * c * o + column..], [c, columns], o, to, c);
+        });
+        turned
     }
 }
 

@@ -9,7 +9,7 @@
 
 use crate::nn::kernel::lanes::{Lanes, choose_lanes};
 use crate::nn::kernel::with_scratch;
-use crate::nn::parallel::Parallel;
+use crate::nn::parallel::{Parallel, fair};
 use rayon::prelude::*;
 
 mod panels;
@@ -153,7 +153,7 @@ pub fn matmul_then(m: usize, n: usize, k: usize, c: &mut [f32], a: Matrix<'_>, b
         return then(&mut c[..m * n]);
     }
     if m >= 2 * ROWS || n < 2 * COLUMNS {
-        let rows = if m >= 2 * ROWS { ROWS } else { m.div_ceil(2).max(1) };
+        let rows = fair(m, ROWS);
         return with_panels(k, n, b, |b| {
             c[..m * n].par_chunks_mut(rows * n).enumerate().run(|(i, c)| {
                 gemm_panels(c.len() / n, c, n, false, a.row(i * rows), b);
