@@ -4,6 +4,8 @@
 pub trait Lanes: Copy {
     /// How many.
     const COUNT: usize;
+    /// Half as many, where the machine computes with two such at once in the time of one of these; else the same.
+    type Narrow: Lanes;
     fn zero() -> Self;
     /// # Safety
     /// `COUNT` values can be read there.
@@ -27,6 +29,7 @@ pub trait Lanes: Copy {
 /// Plain arrays, for every machine.
 impl Lanes for [f32; 4] {
     const COUNT: usize = 4;
+    type Narrow = Self;
 
     #[inline(always)]
     fn zero() -> Self {
@@ -83,13 +86,14 @@ mod x86 {
 
     /// The lanes of a register type; each of its functions is called only below [`for_lanes`](super::for_lanes), which has seen the instruction set.
     macro_rules! register {
-        ($name:ident, $type:ty, $count:literal, $zero:ident, $load:ident, $store:ident, $add:ident, $sub:ident, $fma:ident, $splat:ident, $max:ident, $run:ident) => {
+        ($name:ident, $type:ty, $count:literal, $narrow:ty, $zero:ident, $load:ident, $store:ident, $add:ident, $sub:ident, $fma:ident, $splat:ident, $max:ident, $run:ident) => {
             /// A register.
             #[derive(Clone, Copy)]
             pub struct $name($type);
 
             impl Lanes for $name {
                 const COUNT: usize = $count;
+                type Narrow = $narrow;
 
                 #[inline(always)]
                 fn zero() -> Self {
@@ -147,6 +151,7 @@ mod x86 {
         Eight,
         __m256,
         8,
+        Self,
         _mm256_setzero_ps,
         _mm256_loadu_ps,
         _mm256_storeu_ps,
@@ -161,6 +166,7 @@ mod x86 {
         Sixteen,
         __m512,
         16,
+        Eight,
         _mm512_setzero_ps,
         _mm512_loadu_ps,
         _mm512_storeu_ps,

@@ -58,18 +58,21 @@ unsafe fn block(x: *const f32, from: usize, out: *mut f32, to: usize) {
         t[2 * i] = _mm512_unpacklo_ps(r[2 * i], r[2 * i + 1]);
         t[2 * i + 1] = _mm512_unpackhi_ps(r[2 * i], r[2 * i + 1]);
     }
-    let t = t.map(|t| _mm512_castps_pd(t));
-    for i in (0..SIDE).step_by(4) {
-        let pairs = [
-            _mm512_unpacklo_pd(t[i], t[i + 2]),
-            _mm512_unpackhi_pd(t[i], t[i + 2]),
-            _mm512_unpacklo_pd(t[i + 1], t[i + 3]),
-            _mm512_unpackhi_pd(t[i + 1], t[i + 3]),
-        ];
-        // r[i + k], quarter q: column 4·q + k of the rows i to i + 3.
-        for k in 0..4 {
-            r[i + k] = _mm512_castpd_ps(pairs[k]);
-        }
+    // No closure: it would be a function for another instruction set, with all registers in memory.
+    let (mut pairs, mut quads) = ([_mm512_setzero_pd(); SIDE], [_mm512_setzero_pd(); SIDE]);
+    for i in 0..SIDE {
+        pairs[i] = _mm512_castps_pd(t[i]);
+    }
+    for i in 0..4 {
+        let [a, b, c, d] = [pairs[4 * i], pairs[4 * i + 1], pairs[4 * i + 2], pairs[4 * i + 3]];
+        quads[4 * i] = _mm512_unpacklo_pd(a, c);
+        quads[4 * i + 1] = _mm512_unpackhi_pd(a, c);
+        quads[4 * i + 2] = _mm512_unpacklo_pd(b, d);
+        quads[4 * i + 3] = _mm512_unpackhi_pd(b, d);
+    }
+    // r[i + k], quarter q: column 4·q + k of the rows i to i + 3.
+    for i in 0..SIDE {
+        r[i] = _mm512_castpd_ps(quads[i]);
     }
     for k in 0..4 {
         let even = [_mm512_shuffle_f32x4::<0x88>(r[k], r[4 + k]), _mm512_shuffle_f32x4::<0x88>(r[8 + k], r[12 + k])];

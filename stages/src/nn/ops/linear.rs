@@ -136,9 +136,12 @@ impl Linear {
                     });
                 }
                 let rows = dy.len() / n;
+                // Twice: the first product may drive it out of the second-level cache again.
+                kernel::prefetch(x);
                 if let Some((wt, dx)) = &mut wt_and_dx {
                     kernel::gemm_panels(rows, &mut dx[chunk * FEW_ROWS * k..], k, false, Matrix::new(dy, n), wt);
                 }
+                kernel::prefetch(x);
                 kernel::gemm(k, n, rows, dw, n, chunk > 0, Matrix::new(x, k).t(), Matrix::new(dy, n));
             }
         });

@@ -74,7 +74,8 @@ pub fn gemm(m: usize, n: usize, k: usize, c: &mut [f32], ldc: usize, accumulate:
     }
     assert!(a.holds(m, k) && b.holds(k, n) && (m - 1) * ldc + n <= c.len(), "a matrix is smaller than its product needs");
     let shape = Shape { k, n };
-    if (m <= FEW_ROWS || n <= PANEL) && b.columns == 1 && n.is_multiple_of(16) && k > 0 {
+    let is_panel = n < PANEL || n == PANEL && b.rows == PANEL;
+    if (m <= FEW_ROWS || is_panel) && b.columns == 1 && n.is_multiple_of(16) && k > 0 {
         let (left, right) = (a.left(0), Right { from: b.data.as_ptr(), step: b.rows });
         for part in shape.parts() {
             let target = Target { to: c.as_mut_ptr(), step: ldc, add: accumulate || part.start > 0 };

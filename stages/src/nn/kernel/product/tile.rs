@@ -3,6 +3,8 @@
 //! Every value of a result is one chain of fused products in the order of the sum, whatever the tile: so neither how rows and columns are cut nor
 //! the width of the registers changes a bit (where a machine has fused products).
 
+use std::mem::MaybeUninit;
+
 use crate::nn::kernel::lanes::Lanes;
 
 /// The highest tile.
@@ -57,9 +59,10 @@ impl Left {
         let to = room.as_mut_ptr();
         // SAFETY: the caller's promise, and the assertion above.
         unsafe {
+            // Moved, so that what the loop is bound by cannot be among what it writes.
             V::with(
                 #[inline(always)]
-                || {
+                move || {
                     for line in 0..count {
                         let (from, to) = (self.from.add(line * self.step), to.add(line * step));
                         let mut at = 0;
@@ -206,7 +209,7 @@ unsafe fn all_rows<V: Lanes, const W: usize, const TALL: bool, const WHOLE: bool
         V::with(
             #[inline(always)]
             || {
-                if V::COUNT == 16 && W < 4 {
+                if W == 1 || V::COUNT == 16 && W < 4 {
                     tiles!(V, W, TALL, WHOLE, m, k, a, b, c: 8 4 1);
                 } else {
                     tiles!(V, W, TALL, WHOLE, m, k, a, b, c: 6 2 1);
@@ -316,14 +319,28 @@ impl Band {
     ///
     /// # Safety
     /// As [`times`](Self::times).
+    #[inline(never)]
     unsafe fn edge<V: Lanes>(self, n: usize, b: Right, c: Target) {
-        let mut apart = [0.0; BAND * PANEL];
-        let target = Target { to: apart.as_mut_ptr(), step: PANEL, add: false };
-        // SAFETY: the caller's promise; `apart` has room for all rows and the widest tile.
+        let rest = n % V::COUNT;
+        let is_narrow = rest <= V::Narrow::COUNT;
+        // Few columns are made by half a register. With more, all of them are made by one tile.
+        let first = if is_narrow { n - rest } else { 0 };
+        let mut apart = [const { MaybeUninit::<f32>::uninit() }; BAND * PANEL];
+        let target = Target { to: apart.as_mut_ptr().cast(), step: PANEL, add: false };
+        let last = Right { from: b.from.wrapping_add(first), ..b };
+        // SAFETY: the caller's promise; `apart` has room for all rows and the widest tile, and what is read of it was written. Whoever has the lanes has the narrow ones.
         unsafe {
-            strip::<V>(self.count, n.next_multiple_of(V::COUNT), self.k, self.left, b, target);
-            for (row, apart) in apart.chunks_exact(PANEL).enumerate().take(self.count) {
-                let to = std::slice::from_raw_parts_mut(c.at(row, 0).to, n);
+            if first > 0 {
+                strip::<V>(self.count, first, self.k, self.left, b, c);
+            }
+            if is_narrow {
+                strip::<V::Narrow>(self.count, V::Narrow::COUNT, self.k, self.left, last, target);
+            } else {
+                strip::<V>(self.count, n.next_multiple_of(V::COUNT), self.k, self.left, last, target);
+            }
+            for row in 0..self.count {
+                let to = std::slice::from_raw_parts_mut(c.at(row, first).to, n - first);
+                let apart = std::slice::from_raw_parts(target.at(row, 0).to, n - first);
                 for (to, value) in to.iter_mut().zip(apart) {
                     *to = if c.add { *to + value } else { *value };
                 }
