@@ -322,7 +322,10 @@ mod tests {
                 assert!((1..=most).contains(&part), "{items} in parts of {part} for {threads}");
                 let parts = items.div_ceil(part);
                 // The last ones may be missing where parts are small.
-                assert!(items < threads * threads || parts.next_multiple_of(threads) - parts <= threads / 2, "{items} in {parts} parts for {threads}");
+                assert!(
+                    items < threads * threads || parts.next_multiple_of(threads) - parts <= threads / 2,
+                    "{items} in {parts} parts for {threads}"
+                );
             }
         }
     }

@@ -1,5 +1,8 @@
 //! The hot loops on plain slices: matrix products, convolutions, sums of rows.
-#![allow(unsafe_code, reason = "results that are written whole need not be filled with zeros first, and values are asked for by an instruction")]
+#![allow(
+    unsafe_code,
+    reason = "results that are written whole need not be filled with zeros first, and values are asked for by an instruction"
+)]
 
 use std::cell::RefCell;
 

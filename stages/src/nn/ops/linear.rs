@@ -7,7 +7,7 @@ use crate::nn::parallel::Parallel;
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
-use super::activation::GeluErf;
+use super::activation::{GeluErf, Scalar};
 use crate::nn::composed;
 use crate::nn::kernel::{self, Matrix, Panels, add, column_sums, with_scratch};
 use crate::nn::math::map2;
@@ -30,13 +30,15 @@ struct Linear {
     k: usize,
     n: usize,
     gelu: bool,
+    /// Whether somebody may ask for gradients.
+    keeps: bool,
     /// GELU's slope at what went into it, which takes no more memory than that and is made with the value at once.
     slope: OnceLock<Vec<f32>>,
 }
 
 impl Linear {
-    fn new(m: usize, k: usize, n: usize, gelu: bool) -> Self {
-        Self { m, k, n, gelu, slope: OnceLock::new() }
+    fn new([m, k, n]: [usize; 3], gelu: bool, keeps: bool) -> Self {
+        Self { m, k, n, gelu, keeps, slope: OnceLock::new() }
     }
 
     fn forward(&self, x: &[f32], w: &[f32], bias: Option<&[f32]>) -> Result<(CpuStorage, Shape)> {
@@ -48,8 +50,15 @@ impl Linear {
                 vectorised!(add_bias(y, bias));
             }
         };
-        if !self.gelu {
-            kernel::matmul_then(m, n, k, &mut y, Matrix::new(x, k), Matrix::new(w, n), follow);
+        if !self.gelu || !self.keeps {
+            kernel::matmul_then(m, n, k, &mut y, Matrix::new(x, k), Matrix::new(w, n), |y| {
+                follow(y);
+                if self.gelu {
+                    vectorised!(for y in y {
+                        *y = GeluErf::value(*y);
+                    });
+                }
+            });
             return output(y, (m, n));
         }
         // SAFETY: as above.
@@ -239,7 +248,8 @@ fn apply(x: &Tensor, w: &Tensor, bias: Option<&Tensor>, gelu: bool) -> Result<Te
         bail!("linear: a bias {:?} does not fit {n} results", bias.shape());
     }
     let m = x.elem_count() / k;
-    let (x, op) = (reshape(x, (m, k))?, Linear::new(m, k, n, gelu));
+    let keeps = x.track_op() || w.track_op() || bias.is_some_and(Tensor::track_op);
+    let (x, op) = (reshape(x, (m, k))?, Linear::new([m, k, n], gelu, keeps));
     if composed::wanted(&x) {
         let y = composed::linear(&x, w, bias)?;
         return reshape(&if gelu { super::gelu_erf(&y)? } else { y }, dims);

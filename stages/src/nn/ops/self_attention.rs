@@ -30,6 +30,8 @@ struct SelfAttention {
     heads: usize,
     /// Channels of a head.
     d: usize,
+    /// Whether somebody may ask for gradients.
+    keeps: bool,
     /// The softmax of every head of every sample, `[n, heads, tokens, tokens]`.
     weights: OnceLock<Vec<f32>>,
 }
@@ -149,6 +151,9 @@ impl SelfAttention {
     fn forward(&self, qkv: &[f32]) -> Vec<f32> {
         let (t, d, c) = (self.tokens, self.d, self.width());
         let n = qkv.len() / (3 * t * c);
+        if !self.keeps {
+            return self.values(qkv, n);
+        }
         // SAFETY: every head's products write its weights and its part of y, and do not read what was there.
         let (mut y, mut weights) = unsafe { (unwritten(n * t * c), unwritten(n * self.heads * t * t)) };
         (y.par_chunks_mut(t * c).zip(weights.par_chunks_mut(self.heads * t * t)).zip(qkv.par_chunks(3 * t * c))).run(
@@ -160,6 +165,21 @@ impl SelfAttention {
         );
         // A second forward pass of one op does not happen: every call makes its own.
         let _ = self.weights.set(weights);
+        y
+    }
+
+    /// The result alone.
+    fn values(&self, qkv: &[f32], n: usize) -> Vec<f32> {
+        let (t, d, c) = (self.tokens, self.d, self.width());
+        // SAFETY: every head's product writes its part of y, and does not read what was there.
+        let mut y = unsafe { unwritten(n * t * c) };
+        y.par_chunks_mut(t * c).zip(qkv.par_chunks(3 * t * c)).run(|(y, qkv)| {
+            with_scratch(t * t, |p| {
+                for head in 0..self.heads {
+                    self.head().forward(self.parts(qkv, head), p, &mut y[head * d..], c);
+                }
+            });
+        });
         y
     }
 
@@ -209,7 +229,7 @@ pub fn self_attention(qkv: &Tensor, heads: usize) -> Result<Tensor> {
     if composed::wanted(qkv) {
         return composed::self_attention(qkv, heads);
     }
-    apply1(qkv, SelfAttention { tokens, heads, d: width / 3 / heads, weights: OnceLock::new() })
+    apply1(qkv, SelfAttention { tokens, heads, d: width / 3 / heads, keeps: qkv.track_op(), weights: OnceLock::new() })
 }
 
 /// Attention of tokens to others.

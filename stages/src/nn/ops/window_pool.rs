@@ -109,8 +109,33 @@ impl Windows {
 /// The largest value of each window.
 struct MaxPool {
     windows: Windows,
+    /// Whether somebody may ask for gradients.
+    keeps: bool,
     /// Which place of the window it had, counted over the places inside the image.
     largest: OnceLock<Vec<u8>>,
+}
+
+impl MaxPool {
+    /// The values alone.
+    fn values(&self, x: &[f32]) -> Vec<f32> {
+        let windows = &self.windows;
+        let (image, pooled, c) = (windows.image(), windows.pooled(), windows.c);
+        let mut y = vec![f32::NEG_INFINITY; x.len() / image * pooled];
+        y.par_chunks_mut(pooled).zip(x.par_chunks(image)).run(|(y, x)| {
+            vectorised!(windows.each(
+                #[inline(always)]
+                |window, pixels| {
+                    let y = &mut y[window * c..][..c];
+                    for pixel in pixels {
+                        for (y, x) in y.iter_mut().zip(&x[pixel..][..c]) {
+                            *y = if *x > *y || x.is_nan() { *x } else { *y };
+                        }
+                    }
+                }
+            ));
+        });
+        y
+    }
 }
 
 impl CustomOp1 for MaxPool {
@@ -120,6 +145,9 @@ impl CustomOp1 for MaxPool {
 
     fn cpu_fwd(&self, x: &CpuStorage, lx: &Layout) -> Result<(CpuStorage, Shape)> {
         let (x, windows) = (slice(x, lx)?, &self.windows);
+        if !self.keeps {
+            return windows.result(self.values(x));
+        }
         let (image, pooled, c) = (windows.image(), windows.pooled(), windows.c);
         let mut y = vec![f32::NEG_INFINITY; x.len() / image * pooled];
         let mut largest = vec![0u8; y.len()];
@@ -270,7 +298,7 @@ pub fn max_pool(x: &Tensor, k: usize, stride: usize, pad: usize, ceil: bool) -> 
         let (image, out) = ([windows.down.size, windows.across.size], [windows.down.spans.len(), windows.across.spans.len()]);
         return composed::max_pool(x, Taps { image, kernel: [k; 2], stride: [stride; 2], pad: [pad; 2], out });
     }
-    apply1(x, MaxPool { windows, largest: OnceLock::new() })
+    apply1(x, MaxPool { windows, keeps: x.track_op(), largest: OnceLock::new() })
 }
 
 /// Mean over windows of `k × k` every `stride` pixels of `[n, h, w, c]`, with `pad` zeros around, which count if `count_pad` is set.
