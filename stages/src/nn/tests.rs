@@ -184,6 +184,23 @@ fn attention_of_one_tensor_is_that_of_three() {
 }
 
 #[test]
+fn what_is_made_without_gradients_to_come_is_the_same_to_the_bit() {
+    let p = params(&[("x", &[3, 65, 3 * 64]), ("w", &[3 * 64, 70]), ("b", &[70]), ("image", &[2, 9, 7, 5])]);
+    let ops: [(&str, &dyn Fn(&dyn Fn(&str) -> Tensor) -> Result<Tensor>); 3] = [
+        ("linear_gelu", &|p| linear_gelu(&p("x"), &p("w"), &p("b"))),
+        ("self_attention", &|p| self_attention(&p("x"), 1)),
+        ("max_pool", &|p| max_pool(&p("image"), 3, 2, 1, true)),
+    ];
+    for (name, op) in ops {
+        let values = |y: Tensor| y.flatten_all().unwrap().to_vec1::<f32>().unwrap().into_iter().map(f32::to_bits).collect::<Vec<_>>();
+        let kept = op(&|name| g(&p, name).clone()).unwrap();
+        let free = op(&|name| g(&p, name).detach()).unwrap();
+        assert!(kept.track_op() && !free.track_op(), "{name}");
+        assert_eq!(values(kept), values(free), "{name}");
+    }
+}
+
+#[test]
 fn what_does_not_fit_is_refused() {
     let p = params(&[("x", &[2, 4, 4, 6]), ("w", &[3, 3, 3, 4]), ("v", &[5])]);
     let (x, w, v) = (g(&p, "x"), g(&p, "w"), g(&p, "v"));

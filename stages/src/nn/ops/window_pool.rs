@@ -1,4 +1,5 @@
 //! Pooling of NHWC images over windows that may overlap.
+#![allow(unsafe_code, reason = "results that are written whole need not be filled with zeros first")]
 
 use std::sync::OnceLock;
 
@@ -9,8 +10,11 @@ use rayon::prelude::*;
 use crate::nn::composed::{self, Taps};
 use crate::nn::kernel::add;
 use crate::nn::simd::vectorised;
-use crate::nn::storage::{gradient, output, slice, with};
+use crate::nn::storage::{gradient, output, slice, unwritten, with};
 use crate::nn::tape::apply1;
+
+/// Channels that go through registers at once.
+const LANES: usize = 16;
 
 /// Where the windows of a pool lie along one side of an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,6 +49,7 @@ impl Side {
 }
 
 /// Where the pixels of a window begin, row by row.
+#[derive(Clone)]
 struct Pixels {
     y: usize,
     x: usize,
@@ -120,15 +125,28 @@ impl MaxPool {
     fn values(&self, x: &[f32]) -> Vec<f32> {
         let windows = &self.windows;
         let (image, pooled, c) = (windows.image(), windows.pooled(), windows.c);
-        let mut y = vec![f32::NEG_INFINITY; x.len() / image * pooled];
+        // SAFETY: every value of every window is written.
+        let mut y = unsafe { unwritten(x.len() / image * pooled) };
         y.par_chunks_mut(pooled).zip(x.par_chunks(image)).run(|(y, x)| {
             vectorised!(windows.each(
                 #[inline(always)]
                 |window, pixels| {
-                    let y = &mut y[window * c..][..c];
+                    let (blocks, rest) = y[window * c..][..c].as_chunks_mut::<LANES>();
+                    for (i, y) in blocks.iter_mut().enumerate() {
+                        // In registers until the last pixel.
+                        let mut largest = [f32::NEG_INFINITY; LANES];
+                        for pixel in pixels.clone() {
+                            let x = &x[pixel + i * LANES..][..LANES];
+                            for lane in 0..LANES {
+                                largest[lane] = if is_more(x[lane], largest[lane]) { x[lane] } else { largest[lane] };
+                            }
+                        }
+                        *y = largest;
+                    }
+                    rest.fill(f32::NEG_INFINITY);
                     for pixel in pixels {
-                        for (y, x) in y.iter_mut().zip(&x[pixel..][..c]) {
-                            *y = if *x > *y || x.is_nan() { *x } else { *y };
+                        for (y, x) in rest.iter_mut().zip(&x[pixel + c / LANES * LANES..]) {
+                            *y = if is_more(*x, *y) { *x } else { *y };
                         }
                     }
                 }
@@ -136,6 +154,12 @@ impl MaxPool {
         });
         y
     }
+}
+
+/// Whether `x` takes the place of the largest so far. What is not a number stays, so that a diverged model is noticed.
+#[inline(always)]
+fn is_more(x: f32, largest: f32) -> bool {
+    x > largest || x.is_nan()
 }
 
 impl CustomOp1 for MaxPool {
@@ -158,8 +182,7 @@ impl CustomOp1 for MaxPool {
                     let (y, largest) = (&mut y[window * c..][..c], &mut largest[window * c..][..c]);
                     for (place, pixel) in pixels.enumerate() {
                         for ((y, l), x) in y.iter_mut().zip(largest.iter_mut()).zip(&x[pixel..][..c]) {
-                            // What is not a number stays, so that a diverged model is noticed.
-                            let more = *x > *y || x.is_nan();
+                            let more = is_more(*x, *y);
                             *y = if more { *x } else { *y };
                             *l = if more { place as u8 } else { *l };
                         }
