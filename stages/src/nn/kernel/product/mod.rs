@@ -74,8 +74,9 @@ pub fn gemm(m: usize, n: usize, k: usize, c: &mut [f32], ldc: usize, accumulate:
     }
     assert!(a.holds(m, k) && b.holds(k, n) && (m - 1) * ldc + n <= c.len(), "a matrix is smaller than its product needs");
     let shape = Shape { k, n };
-    let is_panel = n < PANEL || n == PANEL && b.rows == PANEL;
-    if (m <= FEW_ROWS || is_panel) && b.columns == 1 && n.is_multiple_of(16) && k > 0 {
+    // One tile is as wide, and gains nothing by another layout: the widest one does, unless its rows lie without gaps already.
+    let lies_well = n < PANEL || n == PANEL && b.rows == PANEL;
+    if (m <= FEW_ROWS || lies_well) && b.columns == 1 && n.is_multiple_of(16) && k > 0 {
         let (left, right) = (a.left(0), Right { from: b.data.as_ptr(), step: b.rows });
         for part in shape.parts() {
             let target = Target { to: c.as_mut_ptr(), step: ldc, add: accumulate || part.start > 0 };
