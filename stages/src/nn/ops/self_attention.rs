@@ -9,13 +9,15 @@ use rayon::prelude::*;
 
 use crate::nn::composed;
 use crate::nn::kernel::{Matrix, gemm, with_scratch};
-use crate::nn::math::exp;
+use crate::nn::math::exp2;
 use crate::nn::simd::vectorised;
 use crate::nn::storage::{gradient, output, slice, unwritten, with};
 use crate::nn::tape::{apply1, apply3};
 
 /// Sums that run beside each other: a fixed number, so that every machine adds in the same order.
 const LANES: usize = 16;
+/// Rows of a softmax that go through it together.
+const SOFTMAX_ROWS: usize = 8;
 
 /// One head of one sample: `t` queries to `s` keys, of `d` channels.
 #[derive(Clone, Copy)]
@@ -76,16 +78,29 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
     all
 }
 
-/// Softmax of `scale · row`.
+/// Softmax of `scale` times each row of `n` values. One thing after the other for several rows: to put the lanes of a row together takes long,
+/// and the rows do not wait for each other.
 #[inline(always)]
-fn softmax(row: &mut [f32], scale: f32) {
-    let max = lanes(row, |a, b| if b > a { b } else { a }, f32::NEG_INFINITY);
-    for v in row.iter_mut() {
-        *v = exp((*v - max) * scale);
-    }
-    let share = 1.0 / lanes(row, |a, b| a + b, 0.0);
-    for v in row {
-        *v *= share;
+fn softmax(rows: &mut [f32], n: usize, scale: f32) {
+    let rate = scale * std::f32::consts::LOG2_E;
+    for rows in rows.chunks_mut(SOFTMAX_ROWS * n) {
+        let mut of_row = [0.0; SOFTMAX_ROWS];
+        for (max, row) in of_row.iter_mut().zip(rows.chunks_exact(n)) {
+            *max = lanes(row, |a, b| if b > a { b } else { a }, f32::NEG_INFINITY);
+        }
+        for (max, row) in of_row.iter().zip(rows.chunks_exact_mut(n)) {
+            for v in row {
+                *v = exp2((*v - max) * rate);
+            }
+        }
+        for (share, row) in of_row.iter_mut().zip(rows.chunks_exact(n)) {
+            *share = 1.0 / lanes(row, |a, b| a + b, 0.0);
+        }
+        for (share, row) in of_row.iter().zip(rows.chunks_exact_mut(n)) {
+            for v in row {
+                *v *= share;
+            }
+        }
     }
 }
 
@@ -107,9 +122,7 @@ impl Head {
     fn forward(self, [q, k, v]: [Matrix<'_>; 3], p: &mut [f32], y: &mut [f32], ldy: usize) {
         let Self { t, s, d } = self;
         gemm(t, s, d, p, s, false, q, k.t());
-        vectorised!(for row in p.chunks_exact_mut(s) {
-            softmax(row, self.scale());
-        });
+        vectorised!(softmax(p, s, self.scale()));
         gemm(t, d, s, y, ldy, false, Matrix::new(p, s), v);
     }
 
