@@ -7,7 +7,7 @@ use candle_core::Tensor;
 use super::variant::Range;
 use crate::error::Result;
 use crate::nn::Params;
-use crate::nn::ops::{self, BatchNorm, Moments, Window};
+use crate::nn::ops::{self, BatchNorm, Moments, PoolWindow, Window};
 use crate::nn::params::Weights;
 use crate::nn::tape;
 use crate::rng::Stream;
@@ -229,7 +229,7 @@ impl Layer {
             Self::MaxPool { k: 2, stride: 2, pad: 0, .. } if (x.dim(1)? + x.dim(2)?).is_multiple_of(2) && x.dim(1)?.is_multiple_of(2) => {
                 ops::max_pool2(x)?
             }
-            Self::MaxPool { k, stride, pad, ceil } => ops::max_pool(x, *k, *stride, *pad, *ceil)?,
+            &Self::MaxPool { k, stride, pad, ceil } => ops::max_pool(x, PoolWindow { k, stride, pad, ceil })?,
             Self::Average => ops::global_avg_pool(x)?,
             Self::Linear { name, .. } => dense(pass, name, x)?,
             Self::Residual { body, shortcut, relu } => pass.residual(body, shortcut, *relu, x)?,
@@ -260,10 +260,7 @@ impl Layer {
                 let places = tape::add(&tape::reshape(places, (patches + 1) * width)?, &class)?;
                 tape::reshape(&ops::bias_add(&tokens, &places)?, (n, patches + 1, width))?
             }
-            Self::Attention { name, heads, .. } => {
-                let qkv = dense(pass, &format!("{name}.qkv"), x)?;
-                dense(pass, &format!("{name}.proj"), &ops::self_attention(&qkv, *heads)?)?
-            }
+            Self::Attention { name, heads, .. } => dense(pass, &format!("{name}.proj"), &pass.attended(name, *heads, x)?)?,
             Self::Scale { name, .. } => ops::scale(x, pass.weights.weight(name)?)?,
             Self::FirstToken => ops::first(x)?,
             Self::Range(range) => ranged(x, range)?,
@@ -318,14 +315,23 @@ impl Conv {
         specs
     }
 
-    fn forward(&self, pass: &Pass<'_>, x: &Tensor, relu: bool) -> Result<Tensor> {
+    fn window(&self, x: &Tensor) -> Result<Window> {
         let window = match self.pad {
             Pad::Zeros(pad) => Window::new(self.stride, pad),
             Pad::Same => Window::same(x.dim(1)?, x.dim(2)?, self.shape[0], self.stride),
         };
-        let window = Window { fast: self.fast, ..window.groups(self.groups) };
+        Ok(Window { fast: self.fast, ..window.groups(self.groups) })
+    }
+
+    /// Kernels and, if there is one, the bias.
+    fn weights<'a>(&self, pass: &Pass<'a>) -> Result<(&'a Tensor, Option<&'a Tensor>)> {
         let weight = pass.weights.weight(&format!("{}.weight", self.name))?;
         let bias = if self.bias { Some(pass.weights.weight(&format!("{}.bias", self.name))?) } else { None };
+        Ok((weight, bias))
+    }
+
+    fn forward(&self, pass: &Pass<'_>, x: &Tensor, relu: bool) -> Result<Tensor> {
+        let (window, (weight, bias)) = (self.window(x)?, self.weights(pass)?);
         Ok(if relu { ops::conv_relu(x, weight, bias, window)? } else { ops::conv(x, weight, bias, window)? })
     }
 }
@@ -358,6 +364,10 @@ impl<'a> Pass<'a> {
                 [Layer::Linear { name, .. }, Layer::Act(Act::Gelu), behind @ ..] => {
                     let get = |tensor: &str| self.weights.weight(&format!("{name}.{tensor}"));
                     (ops::linear_gelu(&x, get("weight")?, get("bias")?)?, behind)
+                }
+                &[Layer::Conv(ref conv), Layer::Act(Act::Relu), Layer::MaxPool { k, stride, pad, ceil }, ref behind @ ..] => {
+                    let (window, (weight, bias)) = (conv.window(&x)?, conv.weights(self)?);
+                    (ops::conv_relu_max_pool(&x, weight, bias, window, PoolWindow { k, stride, pad, ceil })?, behind)
                 }
                 [Layer::Conv(conv), Layer::Act(Act::Relu), behind @ ..] => (conv.forward(self, &x, true)?, behind),
                 [layer, behind @ ..] => (layer.forward(self, &x)?, behind),
@@ -396,13 +406,30 @@ impl<'a> Pass<'a> {
         Ok(y)
     }
 
+    /// What the heads of an attention give, before their projection.
+    fn attended(&self, name: &str, heads: usize, x: &Tensor) -> Result<Tensor> {
+        Ok(ops::self_attention(&dense(self, &format!("{name}.qkv"), x)?, heads)?)
+    }
+
+    /// A linear layer, and `more` added to what it gives.
+    fn dense_add(&self, name: &str, x: &Tensor, more: &Tensor) -> Result<Tensor> {
+        let get = |tensor: &str| self.weights.weight(&format!("{name}.{tensor}"));
+        Ok(ops::linear_add(x, get("weight")?, get("bias")?, more)?)
+    }
+
     fn residual(&self, body: &[Layer], shortcut: &[Layer], relu: bool, x: &Tensor) -> Result<Tensor> {
         let way = self.run(shortcut, x)?;
         // A normalisation at the end adds the shortcut in its own pass.
         if let Some((Layer::BatchNorm { name, eps, relu: false, .. }, rest)) = body.split_last() {
             return self.batch_norm(name, BatchNorm { eps: *eps, relu }, &self.run(rest, x)?, Some(&way));
         }
-        let y = tape::add(&self.run(body, x)?, &way)?;
+        let y = match body.split_last() {
+            Some((Layer::Linear { name, .. }, rest)) => self.dense_add(name, &self.run(rest, x)?, &way)?,
+            Some((Layer::Attention { name, heads, .. }, rest)) => {
+                self.dense_add(&format!("{name}.proj"), &self.attended(name, *heads, &self.run(rest, x)?)?, &way)?
+            }
+            _ => tape::add(&self.run(body, x)?, &way)?,
+        };
         Ok(if relu { ops::relu(&y)? } else { y })
     }
 }

@@ -183,9 +183,20 @@ fn attention_of_one_tensor_is_that_of_three() {
     assert!(gap < 1e-5, "{gap}");
 }
 
+fn pool(k: usize, stride: usize) -> PoolWindow {
+    PoolWindow { k, stride, pad: 1, ceil: true }
+}
+
 #[test]
 fn what_is_made_without_gradients_to_come_is_the_same_to_the_bit() {
-    let p = params(&[("x", &[3, 65, 3 * 64]), ("w", &[3 * 64, 70]), ("b", &[70]), ("image", &[2, 9, 7, 21])]);
+    let p = params(&[
+        ("x", &[3, 65, 3 * 64]),
+        ("w", &[3 * 64, 70]),
+        ("b", &[70]),
+        ("image", &[2, 9, 7, 85]),
+        ("kernel", &[3, 3, 85, 85]),
+        ("more", &[3, 65, 70]),
+    ]);
     let values = |y: Tensor| y.flatten_all().unwrap().to_vec1::<f32>().unwrap().into_iter().map(f32::to_bits).collect::<Vec<_>>();
     let same = |name: &str, op: &dyn Fn(&[Tensor]) -> Result<Tensor>, args: &[&str]| {
         let kept = op(&args.iter().map(|arg| g(&p, arg).clone()).collect::<Vec<_>>()).unwrap();
@@ -194,8 +205,12 @@ fn what_is_made_without_gradients_to_come_is_the_same_to_the_bit() {
         assert_eq!(values(kept), values(free), "{name}");
     };
     same("linear_gelu", &|t| linear_gelu(&t[0], &t[1], &t[2]), &["x", "w", "b"]);
+    same("linear_add", &|t| linear_add(&t[0], &t[1], &t[2], &t[3]), &["x", "w", "b", "more"]);
     same("self_attention", &|t| self_attention(&t[0], 1), &["x"]);
-    same("max_pool", &|t| max_pool(&t[0], 3, 2, 1, true), &["image"]);
+    same("max_pool", &|t| max_pool(&t[0], pool(3, 2)), &["image"]);
+    for window in [Window::new(1, 1), Window::new(2, 0), Window::new(1, 1).fast()] {
+        same("conv_relu_max_pool", &|t| conv_relu_max_pool(&t[0], &t[1], None, window, pool(3, 2)), &["image", "kernel"]);
+    }
 }
 
 #[test]
@@ -206,7 +221,7 @@ fn what_does_not_fit_is_refused() {
     assert!(conv(x, w, None, Window::new(1, 1).groups(4)).is_err());
     assert!(conv(x, w, None, Window::new(0, 1).groups(2)).is_err());
     assert!(conv(x, w, Some(v), Window::new(1, 1).groups(2)).is_err());
-    assert!(max_pool(x, 7, 1, 1, false).is_err() && max_pool(x, 3, 0, 1, false).is_err() && avg_pool(x, 2, 2, 2, true).is_err());
+    assert!(max_pool(x, pool(7, 1)).is_err() && max_pool(x, pool(3, 0)).is_err() && avg_pool(x, 2, 2, 2, true).is_err());
     assert!(bias_add(x, v).is_err() && scale(x, v).is_err() && scale_samples(x, v).is_err() && rms_norm(x, v, 1e-5).is_err());
     assert!(BatchNorm { eps: 1e-5, relu: true }.train(x, v, v, None).is_err());
     assert!(one_hot(&[0, 7], 7, 0.0).unwrap_err().to_string().contains("label 1 is 7"));
@@ -336,7 +351,8 @@ fn trained_by_others() -> Vec<u32> {
     let norm = BatchNorm { eps: 1e-5, relu: true };
     for step in 0..4 {
         let bn = |y: &Tensor, r: Option<&Tensor>| norm.train(y, g(&p, "g"), g(&p, "b"), r).unwrap().0;
-        let y = max_pool(&bn(&conv2d(&x, g(&p, "c1"), None, 2, 3).unwrap(), None), 3, 2, 1, false).unwrap();
+        let y = max_pool(&bn(&conv2d(&x, g(&p, "c1"), None, 2, 3).unwrap(), None), PoolWindow { k: 3, stride: 2, pad: 1, ceil: false })
+            .unwrap();
         let z = bn(&conv(&y, g(&p, "c2"), None, Window::new(1, 1).groups(4)).unwrap(), Some(&y));
         let z = conv(&z, g(&p, "c3"), Some(g(&p, "b")), Window::new(1, 1).groups(32)).unwrap();
         let z = conv(&hard_swish(&z).unwrap(), g(&p, "c4"), None, Window::new(1, 1).fast()).unwrap();

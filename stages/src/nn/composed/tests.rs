@@ -191,7 +191,7 @@ fn kinks_and_what_is_no_number_are_the_kernels() {
 fn pools_are_the_kernels() {
     same("max_pool2", &[("x", &[2, 6, 4, 5])], |_, x| max_pool2(x));
     for (k, stride, pad, ceil) in [(3, 2, 1, false), (3, 2, 0, true), (2, 2, 0, false), (3, 1, 1, false), (2, 3, 1, true)] {
-        same("max_pool", &[("x", &[2, 7, 6, 5])], |_, x| max_pool(x, k, stride, pad, ceil));
+        same("max_pool", &[("x", &[2, 7, 6, 5])], |_, x| max_pool(x, PoolWindow { k, stride, pad, ceil }));
     }
     for (k, stride, pad, count) in [(3, 2, 1, true), (3, 2, 1, false), (2, 2, 0, false)] {
         same("avg_pool", &[("x", &[2, 7, 6, 5])], |_, x| avg_pool(x, k, stride, pad, count));

@@ -5,7 +5,7 @@
 use crate::nn::parallel::{Parallel, fair};
 use rayon::prelude::*;
 
-use super::{Matrix, Shape, add, add_up, gemm, gemm_panels, matmul, transposed, vectorised, with_scratch};
+use super::{Matrix, Panels, Shape, Then, add, add_up, floor, gemm, gemm_panels_then, matmul, transposed, vectorised, with_scratch};
 use crate::nn::storage::unwritten;
 
 /// Parts into which a sum over pixels is cut; each has a buffer of the size of the weights.
@@ -19,23 +19,6 @@ const NARROW: usize = 32;
 const GATHERED: usize = 1 << 24;
 /// Rows of the weights' gradient that one task makes.
 const WEIGHT_ROWS: usize = 192;
-
-/// What follows a convolution in the same pass.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Then<'a> {
-    /// Is added to every pixel.
-    pub bias: Option<&'a [f32]>,
-    /// A ReLU at the end.
-    pub relu: bool,
-}
-
-/// `max(y, 0)`; what is not a number stays.
-#[inline(always)]
-pub(super) fn floor(y: &mut [f32]) {
-    for y in y {
-        *y = if *y < 0.0 { 0.0 } else { *y };
-    }
-}
 
 /// The shape of a convolution over `[n, h, w, c]` with `o` kernels of `kh × kw` in `groups` groups: weights `[kh, kw, c / groups, o]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,6 +41,19 @@ pub struct Conv {
     pub x_row: usize,
     /// The same of the results.
     pub y_row: usize,
+}
+
+/// Kernels as [`Conv::kernels_of`] lays them out.
+#[derive(Debug)]
+pub struct Kernels {
+    values: Vec<f32>,
+    shape: Shape,
+}
+
+impl Kernels {
+    fn group(&self, group: usize) -> Panels<'_> {
+        Panels::new(&self.values[group * self.shape.len()..], self.shape)
+    }
 }
 
 impl Conv {
@@ -187,40 +183,46 @@ impl Conv {
         if self.is_winograd() {
             return self.winograd(x, w, then);
         }
-        // SAFETY: every chunk is a product that does not read what was there, or first filled with the bias.
+        // SAFETY: every chunk is a product that does not read what was there.
         let mut y = unsafe { unwritten(self.pixels() * self.o) };
-        let (patch, chunk) = (self.patch(), fair(self.pixels(), self.chunk()));
-        let (c, o) = self.group();
-        // The kernels of all groups, laid out for the products.
-        let shape = Shape { k: patch, n: o };
-        let mut room = vec![0.0; shape.len() * self.groups];
-        let panels: Vec<_> = (room.chunks_exact_mut(shape.len()).enumerate())
-            .map(|(group, room)| shape.pack_on_all(Matrix::new(&w[group * o..], self.o), room))
-            .collect();
-        y.par_chunks_mut(chunk * self.o).enumerate().run(|(i, y)| {
-            let pixels = y.len() / self.o;
-            if let Some(bias) = then.bias {
-                for y in y.chunks_exact_mut(self.o) {
-                    y.copy_from_slice(bias);
-                }
-            }
-            let add = then.bias.is_some();
-            if self.is_product() {
-                let x = Matrix::new(&x[i * chunk * c..], c);
-                gemm_panels(pixels, y, o, add, x, &panels[0]);
-            } else {
-                with_scratch(pixels * patch, |rows| {
-                    for (group, w) in panels.iter().enumerate() {
-                        self.patches(x, i * chunk, group, rows);
-                        gemm_panels(pixels, &mut y[group * o..], self.o, add, Matrix::new(rows, patch), w);
-                    }
-                });
-            }
-            if then.relu {
-                vectorised!(floor(y));
-            }
-        });
+        let (kernels, chunk) = (self.kernels_of(w), fair(self.pixels(), self.chunk()));
+        y.par_chunks_mut(chunk * self.o).enumerate().run(|(i, y)| self.pixels_into(x, &kernels, i * chunk, then, y));
         y
+    }
+
+    /// Whether results are made by [`pixels_into`](Self::pixels_into).
+    pub fn is_direct(&self) -> bool {
+        !self.is_depthwise() && !self.is_winograd()
+    }
+
+    /// The kernels of all groups, laid out for the products.
+    pub fn kernels_of(&self, w: &[f32]) -> Kernels {
+        let shape = Shape { k: self.patch(), n: self.group().1 };
+        let mut values = vec![0.0; shape.len() * self.groups];
+        for (group, to) in values.chunks_exact_mut(shape.len()).enumerate() {
+            shape.pack_on_all(Matrix::new(&w[group * shape.n..], self.o), to);
+        }
+        Kernels { values, shape }
+    }
+
+    /// The results of the pixels from `start` on, as many as `y` holds, and what follows.
+    pub fn pixels_into(&self, x: &[f32], kernels: &Kernels, start: usize, then: Then<'_>, y: &mut [f32]) {
+        let (patch, (c, o)) = (self.patch(), self.group());
+        if self.is_product() {
+            return gemm_panels_then(y.len() / o, y, o, then, Matrix::new(&x[start * c..], c), &kernels.group(0));
+        }
+        let chunk = self.chunk();
+        for (i, y) in y.chunks_mut(chunk * self.o).enumerate() {
+            let pixels = y.len() / self.o;
+            with_scratch(pixels * patch, |rows| {
+                for group in 0..self.groups {
+                    self.patches(x, start + i * chunk, group, rows);
+                    let columns = group * o..(group + 1) * o;
+                    let (y, then) = (&mut y[columns.start..], then.columns(columns));
+                    gemm_panels_then(pixels, y, self.o, then, Matrix::new(rows, patch), &kernels.group(group));
+                }
+            });
+        }
     }
 
     /// The gradient of `x`, given that of the result.

@@ -5,8 +5,7 @@
 use crate::nn::parallel::{Parallel, fair};
 use rayon::prelude::*;
 
-use super::conv::{Then, floor};
-use super::{Conv, Matrix, add_up, gemm, gemm_panels, masked_with_sums, vectorised, with_panels};
+use super::{Conv, Matrix, Then, add_up, gemm, gemm_panels, gemm_panels_then, masked_with_sums, with_panels};
 use crate::nn::storage::unwritten;
 
 /// Pixels that one task takes.
@@ -38,13 +37,7 @@ impl Conv {
         with_panels(c, o, Matrix::new(w1, o), |w1| {
             let pixels = fair(self.pixels(), PIXELS);
             y.par_chunks_mut(pixels * 2 * o).zip(x.par_chunks(pixels * c)).run(|(y, x)| {
-                for y in y.chunks_exact_mut(2 * o) {
-                    y[..o].copy_from_slice(b1);
-                }
-                gemm_panels(x.len() / c, y, 2 * o, true, Matrix::new(x, c), w1);
-                vectorised!(for y in y.chunks_exact_mut(2 * o) {
-                    floor(&mut y[..o]);
-                });
+                gemm_panels_then(x.len() / c, y, 2 * o, Then { bias: Some(b1), relu: true }, Matrix::new(x, c), w1);
             });
         });
         y

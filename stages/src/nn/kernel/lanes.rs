@@ -7,6 +7,7 @@ pub trait Lanes: Copy {
     /// Half as many, where the machine computes with two such at once in the time of one of these; else the same.
     type Narrow: Lanes;
     fn zero() -> Self;
+    fn splat(value: f32) -> Self;
     /// # Safety
     /// `COUNT` values can be read there.
     unsafe fn load(from: *const f32) -> Self;
@@ -19,6 +20,8 @@ pub trait Lanes: Copy {
     fn fma(self, factor: f32, other: Self) -> Self;
     /// `max(self, 0)`; what is not a number stays.
     fn floor(self) -> Self;
+    /// `x` and `new` where `x` is more than `self` or not a number, `self` and `old` elsewhere.
+    fn larger(self, x: Self, old: Self, new: Self) -> (Self, Self);
     /// Runs `f`, which must be `#[inline(always)]`, compiled for the instruction set.
     ///
     /// # Safety
@@ -34,6 +37,11 @@ impl Lanes for [f32; 4] {
     #[inline(always)]
     fn zero() -> Self {
         [0.0; 4]
+    }
+
+    #[inline(always)]
+    fn splat(value: f32) -> Self {
+        [value; 4]
     }
 
     #[inline(always)]
@@ -70,6 +78,13 @@ impl Lanes for [f32; 4] {
     }
 
     #[inline(always)]
+    fn larger(self, x: Self, old: Self, new: Self) -> (Self, Self) {
+        let more = |i: usize| x[i] > self[i] || x[i].is_nan();
+        let pick = |a: Self, b: Self| std::array::from_fn(|i| if more(i) { b[i] } else { a[i] });
+        (pick(self, x), pick(old, new))
+    }
+
+    #[inline(always)]
     unsafe fn with<R>(f: impl FnOnce() -> R) -> R {
         f()
     }
@@ -86,7 +101,7 @@ mod x86 {
 
     /// The lanes of a register type; each of its functions is called only below [`for_lanes`](super::for_lanes), which has seen the instruction set.
     macro_rules! register {
-        ($name:ident, $type:ty, $count:literal, $narrow:ty, $zero:ident, $load:ident, $store:ident, $add:ident, $sub:ident, $fma:ident, $splat:ident, $max:ident, $run:ident) => {
+        ($name:ident, $type:ty, $count:literal, $narrow:ty, $zero:ident, $load:ident, $store:ident, $add:ident, $sub:ident, $fma:ident, $splat:ident, $max:ident, $larger:ident, $run:ident) => {
             /// A register.
             #[derive(Clone, Copy)]
             pub struct $name($type);
@@ -99,6 +114,12 @@ mod x86 {
                 fn zero() -> Self {
                     // SAFETY: the instruction set was seen.
                     Self(unsafe { $zero() })
+                }
+
+                #[inline(always)]
+                fn splat(value: f32) -> Self {
+                    // SAFETY: the instruction set was seen.
+                    Self(unsafe { $splat(value) })
                 }
 
                 #[inline(always)]
@@ -139,12 +160,41 @@ mod x86 {
                 }
 
                 #[inline(always)]
+                fn larger(self, x: Self, old: Self, new: Self) -> (Self, Self) {
+                    // SAFETY: the instruction set was seen.
+                    let (x, new) = unsafe { $larger([self.0, x.0], [old.0, new.0]) };
+                    (Self(x), Self(new))
+                }
+
+                #[inline(always)]
                 unsafe fn with<R>(f: impl FnOnce() -> R) -> R {
                     // SAFETY: the caller's promise.
                     unsafe { crate::nn::simd::$run(f) }
                 }
             }
         };
+    }
+
+    /// # Safety
+    /// The machine has AVX2.
+    #[inline(always)]
+    unsafe fn larger_of_eight([a, b]: [__m256; 2], [old, new]: [__m256; 2]) -> (__m256, __m256) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let more = _mm256_or_ps(_mm256_cmp_ps::<_CMP_GT_OQ>(b, a), _mm256_cmp_ps::<_CMP_UNORD_Q>(b, b));
+            (_mm256_blendv_ps(a, b, more), _mm256_blendv_ps(old, new, more))
+        }
+    }
+
+    /// # Safety
+    /// The machine has AVX-512.
+    #[inline(always)]
+    unsafe fn larger_of_sixteen([a, b]: [__m512; 2], [old, new]: [__m512; 2]) -> (__m512, __m512) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let more = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(b, a) | _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(b, b);
+            (_mm512_mask_blend_ps(more, a, b), _mm512_mask_blend_ps(more, old, new))
+        }
     }
 
     register!(
@@ -160,6 +210,7 @@ mod x86 {
         _mm256_fmadd_ps,
         _mm256_set1_ps,
         _mm256_max_ps,
+        larger_of_eight,
         run_avx2
     );
     register!(
@@ -175,6 +226,7 @@ mod x86 {
         _mm512_fmadd_ps,
         _mm512_set1_ps,
         _mm512_max_ps,
+        larger_of_sixteen,
         run_avx512
     );
 }

@@ -17,12 +17,14 @@ mod depthwise;
 mod expand;
 pub(crate) mod lanes;
 mod product;
+mod then;
 mod transpose;
 mod winograd;
 
-pub use conv::{Conv, Then};
+pub use conv::Conv;
 pub use expand::Weights as ExpandWeights;
-pub use product::{Matrix, Panels, Shape, gemm, gemm_panels, matmul, matmul_then, with_panels};
+pub use product::{Matrix, Panels, Shape, gemm, gemm_panels, gemm_panels_then, matmul, matmul_then, with_panels};
+pub use then::{Then, floor};
 pub use transpose::{transpose, transposed};
 
 thread_local! {

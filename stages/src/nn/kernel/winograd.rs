@@ -7,9 +7,8 @@
 use crate::nn::parallel::{Parallel, fair};
 use rayon::prelude::*;
 
-use super::conv::Then;
 use super::lanes::{Lanes, for_lanes};
-use super::{Conv, Matrix, Panels, Shape, add, gemm, gemm_panels, transpose, with_scratch};
+use super::{Conv, Matrix, Panels, Shape, Then, add, gemm, gemm_panels, transpose, with_scratch};
 use crate::nn::simd::vectorised;
 use crate::nn::storage::unwritten;
 
@@ -110,6 +109,7 @@ impl Tiles {
     #[inline(always)]
     unsafe fn output<V: Lanes>(&self, m: *const f32, t: usize, y: *mut f32, stride: usize, then: Then<'_>) {
         let (image, top, left) = self.origin(t);
+        let (down, across) = (self.h - top, self.w - left);
         // SAFETY: only pixels inside the image are written, `c` is a multiple of the lanes.
         unsafe {
             let image = y.add(image * self.h * self.w * self.row);
@@ -126,12 +126,18 @@ impl Tiles {
                     }
                 }
                 let bias = then.bias.map_or_else(V::zero, |bias| V::load(bias.as_ptr().add(at)));
-                for i in 0..4.min(self.h - top) {
+                for i in 0..4 {
+                    // A question and no shorter loop: what is counted while the program runs keeps `e` out of registers.
+                    if i >= down {
+                        break;
+                    }
                     let row = output_transform(e[i]);
-                    for j in 0..4.min(self.w - left) {
-                        let value = row[j].add(bias);
-                        let value = if then.relu { value.floor() } else { value };
-                        value.store(image.add(((top + i) * self.w + left + j) * self.row + at));
+                    for j in 0..4 {
+                        if j < across {
+                            let value = row[j].add(bias);
+                            let value = if then.relu { value.floor() } else { value };
+                            value.store(image.add(((top + i) * self.w + left + j) * self.row + at));
+                        }
                     }
                 }
             }
@@ -145,14 +151,17 @@ impl Tiles {
     #[inline(always)]
     unsafe fn output_back<V: Lanes>(&self, dy: *const f32, t: usize, e: *mut f32, stride: usize) {
         let (image, top, left) = self.origin(t);
+        let (down, across) = (self.h - top, self.w - left);
         // SAFETY: only pixels inside the image are read, `c` is a multiple of the lanes.
         unsafe {
             let image = dy.add(image * self.h * self.w * self.row);
             for at in (0..self.c).step_by(V::COUNT) {
                 let mut d = [[V::zero(); 4]; 4];
-                for i in 0..4.min(self.h - top) {
-                    for j in 0..4.min(self.w - left) {
-                        d[i][j] = V::load(image.add(((top + i) * self.w + left + j) * self.row + at));
+                for i in 0..4 {
+                    for j in 0..4 {
+                        if i < down && j < across {
+                            d[i][j] = V::load(image.add(((top + i) * self.w + left + j) * self.row + at));
+                        }
                     }
                 }
                 let mut rows = [[V::zero(); 4]; 6];

@@ -134,7 +134,11 @@ pub fn conv_relu(x: &Tensor, w: &Tensor, bias: Option<&Tensor>, window: Window) 
     apply(x, w, bias, window, true)
 }
 
-fn apply(x: &Tensor, w: &Tensor, bias: Option<&Tensor>, window: Window, relu: bool) -> Result<Tensor> {
+/// The shape of a convolution of `x` with `w`.
+///
+/// # Errors
+/// If the shapes do not fit.
+pub(super) fn shape(x: &Tensor, w: &Tensor, bias: Option<&Tensor>, window: Window) -> Result<Conv> {
     let (n, h, width, c) = x.dims4()?;
     let (kh, kw, wc, o) = w.dims4()?;
     let Window { stride, pad, groups, fast } = window;
@@ -149,10 +153,15 @@ fn apply(x: &Tensor, w: &Tensor, bias: Option<&Tensor>, window: Window, relu: bo
     if !fits || x.elem_count() == 0 {
         bail!("conv: kernels {:?} with {window:?} do not fit images {:?}", w.shape(), x.shape());
     }
-    let op = Conv2d { conv: Conv { n, h, w: width, c, o, kh, kw, stride, pad, groups, fast, x_row: c, y_row: o }, relu };
     if let Some(bias) = bias.filter(|bias| bias.dims() != [o]) {
         bail!("conv: a bias {:?} does not fit {o} kernels", bias.shape());
     }
+    Ok(Conv { n, h, w: width, c, o, kh, kw, stride, pad, groups, fast, x_row: c, y_row: o })
+}
+
+fn apply(x: &Tensor, w: &Tensor, bias: Option<&Tensor>, window: Window, relu: bool) -> Result<Tensor> {
+    let op = Conv2d { conv: shape(x, w, bias, window)?, relu };
+    let Conv { h, w: width, kh, kw, stride, pad, groups, .. } = op.conv;
     if composed::wanted(x) {
         let out = [op.conv.out_h(), op.conv.out_w()];
         let y = composed::conv(x, w, bias, Taps { image: [h, width], kernel: [kh, kw], stride, pad: [pad[0], pad[1]], out }, groups)?;

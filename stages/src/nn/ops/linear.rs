@@ -9,11 +9,11 @@ use rayon::prelude::*;
 
 use super::activation::{GeluErf, Scalar};
 use crate::nn::composed;
-use crate::nn::kernel::{self, Matrix, Panels, add, column_sums, with_scratch};
+use crate::nn::kernel::{self, Matrix, Panels, Then, add, column_sums, with_scratch};
 use crate::nn::math::map2;
 use crate::nn::simd::vectorised;
 use crate::nn::storage::{gradient, output, slice, unwritten, with};
-use crate::nn::tape::{apply2, apply3, reshape};
+use crate::nn::tape::{add as add_tensors, apply2, apply3, reshape};
 
 /// Rows that one task takes where something follows the product: they stay in the second-level cache.
 const ROWS: usize = 216;
@@ -41,22 +41,20 @@ impl Linear {
         Self { m, k, n, gelu, keeps, slope: OnceLock::new() }
     }
 
-    fn forward(&self, x: &[f32], w: &[f32], bias: Option<&[f32]>) -> Result<(CpuStorage, Shape)> {
+    /// The result, and `more` of the same shape added to it.
+    fn forward(&self, x: &[f32], w: &[f32], bias: Option<&[f32]>, more: Option<&[f32]>) -> Result<(CpuStorage, Shape)> {
         let &Self { m, k, n, .. } = self;
         // SAFETY: the product writes all of y and does not read it.
         let mut y = unsafe { unwritten(m * n) };
-        let follow = |y: &mut [f32]| {
-            if let Some(bias) = bias {
-                vectorised!(add_bias(y, bias));
-            }
-        };
         if !self.gelu || !self.keeps {
-            kernel::matmul_then(m, n, k, &mut y, Matrix::new(x, k), Matrix::new(w, n), |y| {
-                follow(y);
+            kernel::matmul_then(m, n, k, &mut y, Matrix::new(x, k), Matrix::new(w, n), bias, |row, y| {
                 if self.gelu {
-                    vectorised!(for y in y {
+                    vectorised!(for y in y.iter_mut() {
                         *y = GeluErf::value(*y);
                     });
+                }
+                if let Some(more) = more {
+                    vectorised!(add(y, &more[row * n..]));
                 }
             });
             return output(y, (m, n));
@@ -66,8 +64,7 @@ impl Linear {
         kernel::with_panels(k, n, Matrix::new(w, n), |w| {
             let rows = y.par_chunks_mut(ROWS * n).zip(slope.par_chunks_mut(ROWS * n)).zip(x.par_chunks(ROWS * k));
             rows.run(|((y, slope), x)| {
-                kernel::gemm_panels(y.len() / n, slope, n, false, Matrix::new(x, k), w);
-                follow(slope);
+                kernel::gemm_panels_then(y.len() / n, slope, n, Then { bias, relu: false }, Matrix::new(x, k), w);
                 vectorised!(for (y, slope) in y.iter_mut().zip(slope) {
                     (*y, *slope) = GeluErf::both(*slope);
                 });
@@ -192,20 +189,13 @@ impl Linear {
     }
 }
 
-#[inline(always)]
-fn add_bias(y: &mut [f32], bias: &[f32]) {
-    for y in y.chunks_exact_mut(bias.len()) {
-        add(y, bias);
-    }
-}
-
 impl CustomOp2 for Linear {
     fn name(&self) -> &'static str {
         "linear"
     }
 
     fn cpu_fwd(&self, x: &CpuStorage, lx: &Layout, w: &CpuStorage, lw: &Layout) -> Result<(CpuStorage, Shape)> {
-        self.forward(slice(x, lx)?, slice(w, lw)?, None)
+        self.forward(slice(x, lx)?, slice(w, lw)?, None, None)
     }
 
     fn bwd(&self, x: &Tensor, w: &Tensor, _: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
@@ -228,7 +218,7 @@ impl CustomOp3 for Linear {
         b: &CpuStorage,
         lb: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        self.forward(slice(x, lx)?, slice(w, lw)?, Some(slice(b, lb)?))
+        self.forward(slice(x, lx)?, slice(w, lw)?, Some(slice(b, lb)?), None)
     }
 
     fn bwd(&self, x: &Tensor, w: &Tensor, b: &Tensor, _: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
@@ -275,6 +265,24 @@ pub fn linear(x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
 /// If the shapes do not fit.
 pub fn linear_gelu(x: &Tensor, w: &Tensor, bias: &Tensor) -> Result<Tensor> {
     apply(x, w, Some(bias), true)
+}
+
+/// [`linear`] and then the sum with `more`, in one pass where no gradients can be asked for.
+///
+/// # Errors
+/// If the shapes do not fit.
+pub fn linear_add(x: &Tensor, w: &Tensor, bias: &Tensor, more: &Tensor) -> Result<Tensor> {
+    let (k, n) = w.dims2()?;
+    let m = x.elem_count() / k.max(1);
+    let fits = x.dims().last() == Some(&k) && bias.dims() == [n] && x.rank() == more.rank() && more.elem_count() == m * n;
+    if !fits || [x, w, bias, more].into_iter().any(Tensor::track_op) || composed::wanted(x) {
+        return add_tensors(&linear(x, w, Some(bias))?, more);
+    }
+    let op = Linear::new([m, k, n], false, false);
+    let of = |x: &[f32], more: &[f32]| with(w, |w| with(bias, |bias| op.forward(x, w, Some(bias), Some(more))));
+    let (y, _) = with(x, |x| with(more, |more| of(x, more)))?;
+    let CpuStorage::F32(y) = y else { bail!("linear: another type than that of the operands") };
+    Tensor::from_vec(y, more.shape(), x.device())
 }
 
 /// `[b, m, k] · [b, k, n]`; with `transpose`, the second is given as `[b, n, k]`.

@@ -9,12 +9,15 @@ use rayon::prelude::*;
 
 use crate::nn::composed::{self, Taps};
 use crate::nn::kernel::add;
+use crate::nn::kernel::lanes::{Lanes, for_lanes};
 use crate::nn::simd::vectorised;
 use crate::nn::storage::{gradient, output, slice, unwritten, with};
 use crate::nn::tape::apply1;
 
-/// Channels that go through registers at once.
+/// Values of the widest register.
 const LANES: usize = 16;
+/// Registers of channels that are looked at together, where there are as many.
+const WIDE: usize = 4;
 
 /// Where the windows of a pool lie along one side of an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,6 +80,15 @@ impl Iterator for Pixels {
     }
 }
 
+impl Pixels {
+    /// The values of an image's rows under the window, each of neighbouring pixels.
+    #[inline(always)]
+    fn lines<'a>(&self, x: &'a [f32]) -> impl Iterator<Item = &'a [f32]> {
+        let &Self { y, left, right, bottom, row, c, .. } = self;
+        (y..bottom).map(move |y| &x[(y * row + left) * c..(y * row + right) * c])
+    }
+}
+
 /// The windows of a pool.
 struct Windows {
     down: Side,
@@ -111,8 +123,21 @@ impl Windows {
     }
 }
 
+/// Windows of `k × k` every `stride` pixels, with `pad` pixels of −∞ around; with `ceil` a last one may hang over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PoolWindow {
+    /// Height and width.
+    pub k: usize,
+    /// Step down and to the right.
+    pub stride: usize,
+    /// Pixels in front and behind.
+    pub pad: usize,
+    /// Whether a last window may hang over.
+    pub ceil: bool,
+}
+
 /// The largest value of each window.
-struct MaxPool {
+pub(super) struct MaxPool {
     windows: Windows,
     /// Whether somebody may ask for gradients.
     keeps: bool,
@@ -121,38 +146,108 @@ struct MaxPool {
 }
 
 impl MaxPool {
-    /// The values alone.
-    fn values(&self, x: &[f32]) -> Vec<f32> {
-        let windows = &self.windows;
-        let (image, pooled, c) = (windows.image(), windows.pooled(), windows.c);
-        // SAFETY: every value of every window is written.
-        let mut y = unsafe { unwritten(x.len() / image * pooled) };
-        y.par_chunks_mut(pooled).zip(x.par_chunks(image)).run(|(y, x)| {
-            vectorised!(windows.each(
-                #[inline(always)]
-                |window, pixels| {
-                    let (blocks, rest) = y[window * c..][..c].as_chunks_mut::<LANES>();
-                    for (i, y) in blocks.iter_mut().enumerate() {
-                        // In registers until the last pixel.
-                        let mut largest = [f32::NEG_INFINITY; LANES];
-                        for pixel in pixels.clone() {
-                            let x = &x[pixel + i * LANES..][..LANES];
-                            for lane in 0..LANES {
-                                largest[lane] = if is_more(x[lane], largest[lane]) { x[lane] } else { largest[lane] };
-                            }
-                        }
-                        *y = largest;
+    /// Over images `[h, w, c]`, without gradients.
+    pub(super) fn over([h, w, c]: [usize; 3], PoolWindow { k, stride, pad, ceil }: PoolWindow) -> Result<Self> {
+        let side = |size| Side::strided(size, k, stride, pad, ceil);
+        let Some((down, across)) = side(h).zip(side(w)) else {
+            bail!("max_pool: the windows do not fit images of {h}×{w}; a padding is at most half a window");
+        };
+        Ok(Self { windows: Windows { down, across, c }, keeps: false, largest: OnceLock::new() })
+    }
+
+    /// Height and width of a result.
+    pub(super) fn size(&self) -> [usize; 2] {
+        [&self.windows.down, &self.windows.across].map(|side| side.spans.len())
+    }
+
+    /// Values of the result for an image.
+    pub(super) fn values_of_image(&self) -> usize {
+        self.windows.pooled()
+    }
+
+    /// The largest values of one image.
+    pub(super) fn image_into(&self, x: &[f32], y: &mut [f32]) {
+        // SAFETY: the machine has the lanes that were chosen.
+        for_lanes!(V => unsafe { self.image::<V, false>(x, y, &mut []) });
+    }
+
+    /// One image: its largest values to `y`, and which places of the windows they have to `places`, unless that is empty as `KEEPS` says.
+    ///
+    /// # Safety
+    /// The machine has the lanes.
+    #[inline(always)]
+    unsafe fn image<V: Lanes, const KEEPS: bool>(&self, x: &[f32], y: &mut [f32], places: &mut [u8]) {
+        let c = self.windows.c;
+        self.windows.each(
+            #[inline(always)]
+            |window, pixels| {
+                let y = &mut y[window * c..][..c];
+                let places = if KEEPS { &mut places[window * c..][..c] } else { &mut [] };
+                let mut at = 0;
+                // SAFETY: the caller's promise, and so many channels there are.
+                unsafe {
+                    while at + WIDE * V::COUNT <= c {
+                        self.part::<V, WIDE, KEEPS>(x, &pixels, at, y, places);
+                        at += WIDE * V::COUNT;
                     }
-                    rest.fill(f32::NEG_INFINITY);
-                    for pixel in pixels {
-                        for (y, x) in rest.iter_mut().zip(&x[pixel + c / LANES * LANES..]) {
-                            *y = if is_more(*x, *y) { *x } else { *y };
+                    while at + V::COUNT <= c {
+                        self.part::<V, 1, KEEPS>(x, &pixels, at, y, places);
+                        at += V::COUNT;
+                    }
+                }
+                y[at..].fill(f32::NEG_INFINITY);
+                for (place, pixel) in pixels.enumerate() {
+                    for channel in at..c {
+                        if is_more(x[pixel + channel], y[channel]) {
+                            y[channel] = x[pixel + channel];
+                            if KEEPS {
+                                places[channel] = place as u8;
+                            }
                         }
                     }
                 }
-            ));
-        });
-        y
+            },
+        );
+    }
+
+    /// `W` registers of channels from `at` on of one window.
+    ///
+    /// # Safety
+    /// The machine has the lanes, and a pixel, `y` and, if it is kept, `places` so many channels.
+    #[inline(always)]
+    unsafe fn part<V: Lanes, const W: usize, const KEEPS: bool>(
+        &self,
+        x: &[f32],
+        pixels: &Pixels,
+        at: usize,
+        y: &mut [f32],
+        places: &mut [u8],
+    ) {
+        let (mut largest, mut of_largest, mut place) = ([V::splat(f32::NEG_INFINITY); W], [V::zero(); W], 0.0);
+        for line in pixels.lines(x) {
+            for pixel in line.chunks_exact(self.windows.c) {
+                let here = V::splat(place);
+                for w in 0..W {
+                    // SAFETY: the caller's promise.
+                    let value = unsafe { V::load(pixel.as_ptr().add(at + w * V::COUNT)) };
+                    (largest[w], of_largest[w]) = largest[w].larger(value, of_largest[w], here);
+                }
+                place += 1.0;
+            }
+        }
+        for w in 0..W {
+            let at = at + w * V::COUNT;
+            // SAFETY: the caller's promise; no register is wider than the room.
+            unsafe { largest[w].store(y.as_mut_ptr().add(at)) };
+            if KEEPS {
+                let mut values = [0.0; LANES];
+                // SAFETY: as above.
+                unsafe { of_largest[w].store(values.as_mut_ptr()) };
+                for (to, place) in places[at..][..V::COUNT].iter_mut().zip(values) {
+                    *to = place as i32 as u8;
+                }
+            }
+        }
     }
 }
 
@@ -169,26 +264,17 @@ impl CustomOp1 for MaxPool {
 
     fn cpu_fwd(&self, x: &CpuStorage, lx: &Layout) -> Result<(CpuStorage, Shape)> {
         let (x, windows) = (slice(x, lx)?, &self.windows);
+        let (image, pooled) = (windows.image(), windows.pooled());
+        // SAFETY: every value of every window is written.
+        let mut y = unsafe { unwritten(x.len() / image * pooled) };
         if !self.keeps {
-            return windows.result(self.values(x));
+            y.par_chunks_mut(pooled).zip(x.par_chunks(image)).run(|(y, x)| self.image_into(x, y));
+            return windows.result(y);
         }
-        let (image, pooled, c) = (windows.image(), windows.pooled(), windows.c);
-        let mut y = vec![f32::NEG_INFINITY; x.len() / image * pooled];
         let mut largest = vec![0u8; y.len()];
         y.par_chunks_mut(pooled).zip(largest.par_chunks_mut(pooled)).zip(x.par_chunks(image)).run(|((y, largest), x)| {
-            vectorised!(windows.each(
-                #[inline(always)]
-                |window, pixels| {
-                    let (y, largest) = (&mut y[window * c..][..c], &mut largest[window * c..][..c]);
-                    for (place, pixel) in pixels.enumerate() {
-                        for ((y, l), x) in y.iter_mut().zip(largest.iter_mut()).zip(&x[pixel..][..c]) {
-                            let more = is_more(*x, *y);
-                            *y = if more { *x } else { *y };
-                            *l = if more { place as u8 } else { *l };
-                        }
-                    }
-                }
-            ));
+            // SAFETY: the machine has the lanes that were chosen.
+            for_lanes!(V => unsafe { self.image::<V, true>(x, y, largest) });
         });
         // A second forward pass of one op does not happen: every call makes its own.
         let _ = self.largest.set(largest);
@@ -307,21 +393,25 @@ fn windows(name: &str, x: &Tensor, side: impl Fn(usize) -> Option<Side>) -> Resu
     }
 }
 
-/// Maximum over windows of `k × k` every `stride` pixels of `[n, h, w, c]`, with `pad` pixels of −∞ around: `[n, h', w', c]`,
-/// `h' = (h + 2·pad − k) / stride + 1`, rounded up with `ceil`. Of equal values the first gets the gradient.
+/// Maximum over windows of `[n, h, w, c]`: `[n, h', w', c]`, `h' = (h + 2·pad − k) / stride + 1`, rounded up with `ceil`. Of equal values the first
+/// gets the gradient.
 ///
 /// # Errors
 /// If the windows do not fit the images, or hold more than 255 pixels.
-pub fn max_pool(x: &Tensor, k: usize, stride: usize, pad: usize, ceil: bool) -> Result<Tensor> {
+pub fn max_pool(x: &Tensor, window: PoolWindow) -> Result<Tensor> {
+    let PoolWindow { k, stride, pad, .. } = window;
     if k * k > 255 {
         bail!("max_pool: a window of {k}×{k} is too large, 15×15 is the largest");
     }
-    let windows = windows("max_pool", x, |size| Side::strided(size, k, stride, pad, ceil))?;
-    if composed::wanted(x) {
-        let (image, out) = ([windows.down.size, windows.across.size], [windows.down.spans.len(), windows.across.spans.len()]);
-        return composed::max_pool(x, Taps { image, kernel: [k; 2], stride: [stride; 2], pad: [pad; 2], out });
+    let (n, h, w, c) = x.dims4()?;
+    if n == 0 || c == 0 {
+        bail!("max_pool: there is nothing in {:?}", x.shape());
     }
-    apply1(x, MaxPool { windows, keeps: x.track_op(), largest: OnceLock::new() })
+    let pool = MaxPool { keeps: x.track_op(), ..MaxPool::over([h, w, c], window)? };
+    if composed::wanted(x) {
+        return composed::max_pool(x, Taps { image: [h, w], kernel: [k; 2], stride: [stride; 2], pad: [pad; 2], out: pool.size() });
+    }
+    apply1(x, pool)
 }
 
 /// Mean over windows of `k × k` every `stride` pixels of `[n, h, w, c]`, with `pad` zeros around, which count if `count_pad` is set.
@@ -347,6 +437,7 @@ pub fn adaptive_avg_pool(x: &Tensor, size: [usize; 2]) -> Result<Tensor> {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
 
     #[test]
@@ -360,5 +451,32 @@ mod tests {
         assert_eq!(spans(2, 3, 1, 0, false), None);
         assert_eq!(spans(9, 2, 1, 2, false), None);
         assert_eq!(Side::adaptive(7, 3).map(|side| side.spans), Some(vec![(0, 3), (2, 5), (4, 7)]));
+    }
+
+    /// Channels that fill wide registers, one register, and none; equal values, and some that are not numbers.
+    #[test]
+    fn the_first_of_equal_values_is_the_largest_and_what_is_not_a_number_stays() {
+        let c = WIDE * LANES + LANES + 3;
+        let draw = |i: usize| if i % 31 == 7 { f32::NAN } else { (i * 7919 % 13) as f32 - 6.0 };
+        let x: Vec<f32> = (0..5 * 6 * c).map(draw).collect();
+        let kept = MaxPool { keeps: true, ..MaxPool::over([5, 6, c], PoolWindow { k: 3, stride: 2, pad: 1, ceil: true }).unwrap() };
+        let layout = Layout::contiguous((1, 5, 6, c));
+        let (CpuStorage::F32(y), _) = kept.cpu_fwd(&CpuStorage::F32(x.clone()), &layout).unwrap() else { panic!("another type") };
+        let places = kept.largest.get().unwrap();
+        kept.windows.each(|window, pixels| {
+            for channel in 0..c {
+                let (mut want, mut place) = (f32::NEG_INFINITY, 0);
+                for (at, pixel) in pixels.clone().enumerate() {
+                    if x[pixel + channel] > want || x[pixel + channel].is_nan() {
+                        (want, place) = (x[pixel + channel], at);
+                    }
+                }
+                let at = window * c + channel;
+                assert_eq!((y[at].to_bits(), usize::from(places[at])), (want.to_bits(), place), "window {window}, channel {channel}");
+            }
+        });
+        let mut free = vec![0.0; y.len()];
+        kept.image_into(&x, &mut free);
+        assert!(free.iter().zip(&y).all(|(a, b)| a.to_bits() == b.to_bits()));
     }
 }

@@ -8,9 +8,10 @@
 #![allow(unsafe_code, reason = "tiles are read and written by pointers, and parts of one result by several threads")]
 
 use crate::nn::kernel::lanes::{Lanes, choose_lanes};
-use crate::nn::kernel::with_scratch;
+use crate::nn::kernel::{Then, add, floor, with_scratch};
 use crate::nn::parallel::{Parallel, fair};
 use rayon::prelude::*;
+use std::ops::Range;
 
 mod panels;
 mod tile;
@@ -67,19 +68,60 @@ impl<'a> Matrix<'a> {
     }
 }
 
+/// How the sums of a product begin and end.
+#[derive(Clone, Copy, Default)]
+struct Ends<'a> {
+    /// Whether they begin with what is there.
+    accumulate: bool,
+    then: Then<'a>,
+}
+
+impl Ends<'_> {
+    fn fit(self, n: usize) -> bool {
+        self.then.bias.is_none_or(|bias| bias.len() == n)
+    }
+
+    /// Where a part of the `k` terms goes.
+    fn target(self, c: &mut [f32], step: usize, part: &Range<usize>, k: usize) -> Target {
+        let is_first = part.start == 0;
+        let bias = self.then.bias.filter(|_| is_first).map(<[f32]>::as_ptr);
+        Target { to: c.as_mut_ptr(), step, add: self.accumulate || !is_first, bias, relu: self.then.relu && part.end == k }
+    }
+
+    /// What is there when nothing is added up.
+    fn of_nothing(self, m: usize, n: usize, c: &mut [f32], ldc: usize) {
+        for row in c.chunks_mut(ldc).take(m) {
+            let row = &mut row[..n];
+            if !self.accumulate {
+                row.fill(0.0);
+            }
+            if let Some(bias) = self.then.bias {
+                add(row, bias);
+            }
+            if self.then.relu {
+                floor(row);
+            }
+        }
+    }
+}
+
 /// `c = a·b`, or `c += a·b`, on this thread; `c` is `[m, n]` with `ldc` values from row to row.
 pub fn gemm(m: usize, n: usize, k: usize, c: &mut [f32], ldc: usize, accumulate: bool, a: Matrix<'_>, b: Matrix<'_>) {
+    product(m, n, k, c, ldc, Ends { accumulate, then: Then::default() }, a, b);
+}
+
+fn product(m: usize, n: usize, k: usize, c: &mut [f32], ldc: usize, ends: Ends<'_>, a: Matrix<'_>, b: Matrix<'_>) {
     if m == 0 || n == 0 {
         return;
     }
-    assert!(a.holds(m, k) && b.holds(k, n) && (m - 1) * ldc + n <= c.len(), "a matrix is smaller than its product needs");
+    assert!(a.holds(m, k) && b.holds(k, n) && (m - 1) * ldc + n <= c.len() && ends.fit(n), "a matrix is smaller than its product needs");
     let shape = Shape { k, n };
     // One tile is as wide, and gains nothing by another layout: the widest one does, unless its rows lie without gaps already.
     let lies_well = n < PANEL || n == PANEL && b.rows == PANEL;
     if (m <= FEW_ROWS || lies_well) && b.columns == 1 && n.is_multiple_of(16) && k > 0 {
         let (left, right) = (a.left(0), Right { from: b.data.as_ptr(), step: b.rows });
         for part in shape.parts() {
-            let target = Target { to: c.as_mut_ptr(), step: ldc, add: accumulate || part.start > 0 };
+            let target = ends.target(c, ldc, &part, k);
             let left = Left { from: left.from.wrapping_add(part.start * if left.tall { left.step } else { 1 }), ..left };
             let right = Right { from: right.from.wrapping_add(part.start * right.step), ..right };
             // SAFETY: the assertion above keeps all that is read and written inside of the slices, and columns fill registers.
@@ -87,21 +129,30 @@ pub fn gemm(m: usize, n: usize, k: usize, c: &mut [f32], ldc: usize, accumulate:
         }
         return;
     }
-    with_scratch(shape.len(), |room| gemm_panels(m, c, ldc, accumulate, a, &shape.pack(b, room)));
+    with_scratch(shape.len(), |room| product_of_panels(m, c, ldc, ends, a, &shape.pack(b, room)));
 }
 
 /// [`gemm`] with a right operand that was laid out before.
 pub fn gemm_panels(m: usize, c: &mut [f32], ldc: usize, accumulate: bool, a: Matrix<'_>, b: &Panels<'_>) {
+    product_of_panels(m, c, ldc, Ends { accumulate, then: Then::default() }, a, b);
+}
+
+/// `c = a·b` and what follows, with a right operand that was laid out before.
+pub fn gemm_panels_then(m: usize, c: &mut [f32], ldc: usize, then: Then<'_>, a: Matrix<'_>, b: &Panels<'_>) {
+    product_of_panels(m, c, ldc, Ends { accumulate: false, then }, a, b);
+}
+
+fn product_of_panels(m: usize, c: &mut [f32], ldc: usize, ends: Ends<'_>, a: Matrix<'_>, b: &Panels<'_>) {
     let Shape { k, n } = b.shape();
     if m == 0 || n == 0 {
         return;
     }
-    assert!(a.holds(m, k) && (m - 1) * ldc + n <= c.len(), "a matrix is smaller than its product needs");
-    if k == 0 && !accumulate {
-        c.chunks_mut(ldc).for_each(|row| row[..n].fill(0.0));
+    assert!(a.holds(m, k) && (m - 1) * ldc + n <= c.len() && ends.fit(n), "a matrix is smaller than its product needs");
+    if k == 0 {
+        return ends.of_nothing(m, n, c, ldc);
     }
     for part in b.shape().parts() {
-        let (left, target) = (a.left(part.start), Target { to: c.as_mut_ptr(), step: ldc, add: accumulate || part.start > 0 });
+        let (left, target) = (a.left(part.start), ends.target(c, ldc, &part, k));
         if n <= PANEL && n.is_multiple_of(16) {
             let (b, step) = b.panel(&part, 0);
             let right = Right { from: b.as_ptr(), step };
@@ -118,7 +169,7 @@ pub fn gemm_panels(m: usize, c: &mut [f32], ldc: usize, accumulate: bool, a: Mat
 ///
 /// # Safety
 /// `a` has `m` rows from the part's first term on, `c` has room for the result, and the machine has the lanes.
-unsafe fn past_panels<V: Lanes>(m: usize, part: &std::ops::Range<usize>, a: Left, b: &Panels<'_>, c: Target, room: &mut [f32]) {
+unsafe fn past_panels<V: Lanes>(m: usize, part: &Range<usize>, a: Left, b: &Panels<'_>, c: Target, room: &mut [f32]) {
     let n = b.shape().n;
     let mut i = 0;
     while i < m {
@@ -145,29 +196,42 @@ pub fn with_panels<R>(k: usize, n: usize, b: Matrix<'_>, f: impl FnOnce(&Panels<
 
 /// `c = a·b` on all threads; `c` is row-major `[m, n]`.
 pub fn matmul(m: usize, n: usize, k: usize, c: &mut [f32], a: Matrix<'_>, b: Matrix<'_>) {
-    matmul_then(m, n, k, c, a, b, |_| ());
+    matmul_then(m, n, k, c, a, b, None, |_, _| ());
 }
 
-/// [`matmul`], and what follows for some rows at a time of the result, soon after they were made.
-pub fn matmul_then(m: usize, n: usize, k: usize, c: &mut [f32], a: Matrix<'_>, b: Matrix<'_>, then: impl Fn(&mut [f32]) + Sync) {
+/// [`matmul`] with a bias for every row, if there is one, and what follows for some rows at a time of the result, from the one that is
+/// given on, soon after they were made.
+pub fn matmul_then(
+    m: usize,
+    n: usize,
+    k: usize,
+    c: &mut [f32],
+    a: Matrix<'_>,
+    b: Matrix<'_>,
+    bias: Option<&[f32]>,
+    then: impl Fn(usize, &mut [f32]) + Sync,
+) {
+    let ends = Ends { accumulate: false, then: Then { bias, relu: false } };
     if m * n * k < 1 << 15 {
-        gemm(m, n, k, c, n, false, a, b);
-        return then(&mut c[..m * n]);
+        product(m, n, k, c, n, ends, a, b);
+        return then(0, &mut c[..m * n]);
     }
     if m >= 2 * ROWS || n < 2 * COLUMNS {
         let rows = fair(m, ROWS);
         return with_panels(k, n, b, |b| {
             c[..m * n].par_chunks_mut(rows * n).enumerate().run(|(i, c)| {
-                gemm_panels(c.len() / n, c, n, false, a.row(i * rows), b);
-                then(c);
+                product_of_panels(c.len() / n, c, n, ends, a.row(i * rows), b);
+                then(i * rows, c);
             });
         });
     }
     // Few rows, many columns: each task makes a block of columns apart, which is then copied to its place.
     let blocks: Vec<Vec<f32>> = (0..n.div_ceil(COLUMNS)).into_par_iter().gather(|j| {
-        let width = COLUMNS.min(n - j * COLUMNS);
+        let columns = j * COLUMNS..n.min((j + 1) * COLUMNS);
+        let width = columns.len();
         let mut block = vec![0.0; m * width];
-        gemm(m, width, k, &mut block, width, false, a, b.column(j * COLUMNS));
+        let ends = Ends { then: ends.then.columns(columns), ..ends };
+        product(m, width, k, &mut block, width, ends, a, b.column(j * COLUMNS));
         block
     });
     for (j, block) in blocks.iter().enumerate() {
@@ -176,7 +240,7 @@ pub fn matmul_then(m: usize, n: usize, k: usize, c: &mut [f32], a: Matrix<'_>, b
             c[i * n + j * COLUMNS..][..width].copy_from_slice(&block[i * width..][..width]);
         }
     }
-    then(&mut c[..m * n]);
+    then(0, &mut c[..m * n]);
 }
 
 #[cfg(test)]
@@ -247,10 +311,32 @@ mod tests {
     }
 
     #[test]
+    fn a_bias_and_a_relu_in_the_same_pass_are_those_after_it() {
+        for_shapes(|[m, n, k], a, b| {
+            let (bias, ldc) = (Stream::new(1, "bias").normals(n), n + 3);
+            let (mut want, mut got) = (vec![f32::NAN; m * ldc], vec![f32::NAN; m * ldc]);
+            want.chunks_exact_mut(ldc).for_each(|row| row[..n].copy_from_slice(&bias));
+            gemm(m, n, k, &mut want, ldc, true, a, b);
+            want.chunks_exact_mut(ldc).for_each(|row| floor(&mut row[..n]));
+            with_panels(k, n, b, |b| gemm_panels_then(m, &mut got, ldc, Then { bias: Some(&bias), relu: true }, a, b));
+            let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+            assert_eq!(bits(&got), bits(&want), "{m}×{n}×{k}");
+            let mut rows = vec![0.0; m * n];
+            matmul_then(m, n, k, &mut rows, a, b, Some(&bias), |_, rows| floor(rows));
+            let got: Vec<f32> = got.chunks_exact(ldc).flat_map(|row| &row[..n]).copied().collect();
+            assert_eq!(rows, got, "{m}×{n}×{k}");
+        });
+    }
+
+    #[test]
     fn a_sum_of_nothing_is_zero() {
         let mut c = [f32::NAN; 6];
         gemm(2, 3, 0, &mut c, 3, false, Matrix::new(&[], 0), Matrix::new(&[], 3));
         assert_eq!(c, [0.0; 6]);
+        with_panels(0, 3, Matrix::new(&[], 3), |b| {
+            gemm_panels_then(2, &mut c, 3, Then { bias: Some(&[1.0, -2.0, 3.0]), relu: true }, Matrix::new(&[], 0), b);
+        });
+        assert_eq!(c, [1.0, 0.0, 3.0, 1.0, 0.0, 3.0]);
     }
 
     #[test]
@@ -265,7 +351,7 @@ mod tests {
             let (mut narrow, mut wide, mut room) = (vec![0.0; m * n], vec![0.0; m * n], vec![0.0; tile::ROOM]);
             with_panels(k, n, b, |b| {
                 for part in b.shape().parts() {
-                    let target = |c: &mut [f32]| Target { to: c.as_mut_ptr(), step: n, add: part.start > 0 };
+                    let target = |c: &mut [f32]| Ends::default().target(c, n, &part, k);
                     let (narrow, wide, room, a) = (target(&mut narrow), target(&mut wide), &mut room[..], a.left(part.start));
                     // SAFETY: `level` has seen the instruction sets, and the results have the shape of the product.
                     unsafe {

@@ -6,6 +6,7 @@
 use std::mem::MaybeUninit;
 
 use crate::nn::kernel::lanes::Lanes;
+use crate::nn::kernel::{add, floor};
 
 /// The highest tile.
 const HIGHEST: usize = 8;
@@ -97,6 +98,10 @@ pub struct Target {
     pub step: usize,
     /// Whether it is added to what is there.
     pub add: bool,
+    /// What is added to every row, from this column on.
+    pub bias: Option<*const f32>,
+    /// A ReLU at the end.
+    pub relu: bool,
 }
 
 impl Target {
@@ -105,7 +110,7 @@ impl Target {
     #[inline(always)]
     pub unsafe fn at(self, row: usize, column: usize) -> Self {
         // SAFETY: the caller's promise.
-        Self { to: unsafe { self.to.add(row * self.step + column) }, ..self }
+        Self { to: unsafe { self.to.add(row * self.step + column) }, bias: self.bias.map(|bias| bias.wrapping_add(column)), ..self }
     }
 }
 
@@ -118,7 +123,7 @@ macro_rules! rows {
 /// `R` rows and `W` registers of columns of a product. `WHOLE` says that `b` is a panel as wide as they are, so that addresses in it are known.
 ///
 /// # Safety
-/// `k` columns of `R` rows can be read from `a`, `k` rows from `b`, the tile written to `c`, and the machine has the lanes.
+/// `k` columns of `R` rows can be read from `a`, `k` rows from `b`, the tile written to `c` and read as a bias, and the machine has the lanes.
 #[inline(always)]
 unsafe fn tile<V: Lanes, const R: usize, const W: usize, const TALL: bool, const WHOLE: bool>(k: usize, a: Left, b: Right, c: Target) {
     let mut sums = [[V::zero(); W]; R];
@@ -176,11 +181,34 @@ unsafe fn tile<V: Lanes, const R: usize, const W: usize, const TALL: bool, const
             term!(0);
             move_on!(1);
         }
+        if c.add {
+            rows!(I => {
+                for j in 0..W {
+                    sums[I][j] = V::load(c.to.wrapping_add(I * c.step + j * V::COUNT)).add(sums[I][j]);
+                }
+            });
+        }
+        if let Some(bias) = c.bias {
+            let mut row = [V::zero(); W];
+            for j in 0..W {
+                row[j] = V::load(bias.wrapping_add(j * V::COUNT));
+            }
+            rows!(I => {
+                for j in 0..W {
+                    sums[I][j] = row[j].add(sums[I][j]);
+                }
+            });
+        }
+        if c.relu {
+            rows!(I => {
+                for j in 0..W {
+                    sums[I][j] = sums[I][j].floor();
+                }
+            });
+        }
         rows!(I => {
             for j in 0..W {
-                let to = c.to.wrapping_add(I * c.step + j * V::COUNT);
-                let sum = if c.add { V::load(to).add(sums[I][j]) } else { sums[I][j] };
-                sum.store(to);
+                sums[I][j].store(c.to.wrapping_add(I * c.step + j * V::COUNT));
             }
         });
     }
@@ -210,9 +238,9 @@ unsafe fn all_rows<V: Lanes, const W: usize, const TALL: bool, const WHOLE: bool
             #[inline(always)]
             || {
                 if W == 1 || V::COUNT == 16 && W < 4 {
-                    tiles!(V, W, TALL, WHOLE, m, k, a, b, c: 8 4 1);
+                    tiles!(V, W, TALL, WHOLE, m, k, a, b, c: 8 4 2 1);
                 } else {
-                    tiles!(V, W, TALL, WHOLE, m, k, a, b, c: 6 2 1);
+                    tiles!(V, W, TALL, WHOLE, m, k, a, b, c: 6 5 4 3 2 1);
                 }
             },
         )
@@ -326,7 +354,7 @@ impl Band {
         // Few columns are made by half a register. With more, all of them are made by one tile.
         let first = if is_narrow { n - rest } else { 0 };
         let mut apart = [const { MaybeUninit::<f32>::uninit() }; BAND * PANEL];
-        let target = Target { to: apart.as_mut_ptr().cast(), step: PANEL, add: false };
+        let target = Target { to: apart.as_mut_ptr().cast(), step: PANEL, add: false, bias: None, relu: false };
         let last = Right { from: b.from.wrapping_add(first), ..b };
         // SAFETY: the caller's promise; `apart` has room for all rows and the widest tile, and what is read of it was written. Whoever has the lanes has the narrow ones.
         unsafe {
@@ -343,6 +371,12 @@ impl Band {
                 let apart = std::slice::from_raw_parts(target.at(row, 0).to, n - first);
                 for (to, value) in to.iter_mut().zip(apart) {
                     *to = if c.add { *to + value } else { *value };
+                }
+                if let Some(bias) = c.bias {
+                    add(to, std::slice::from_raw_parts(bias.wrapping_add(first), n - first));
+                }
+                if c.relu {
+                    floor(to);
                 }
             }
         }
