@@ -148,6 +148,10 @@ pub(super) struct MaxPool {
 impl MaxPool {
     /// Over images `[h, w, c]`, without gradients.
     pub(super) fn over([h, w, c]: [usize; 3], PoolWindow { k, stride, pad, ceil }: PoolWindow) -> Result<Self> {
+        // Places in a window are kept as bytes.
+        if k * k > 255 {
+            bail!("max_pool: a window of {k}×{k} is too large, 15×15 is the largest");
+        }
         let side = |size| Side::strided(size, k, stride, pad, ceil);
         let Some((down, across)) = side(h).zip(side(w)) else {
             bail!("max_pool: the windows do not fit images of {h}×{w}; a padding is at most half a window");
@@ -400,9 +404,6 @@ fn windows(name: &str, x: &Tensor, side: impl Fn(usize) -> Option<Side>) -> Resu
 /// If the windows do not fit the images, or hold more than 255 pixels.
 pub fn max_pool(x: &Tensor, window: PoolWindow) -> Result<Tensor> {
     let PoolWindow { k, stride, pad, .. } = window;
-    if k * k > 255 {
-        bail!("max_pool: a window of {k}×{k} is too large, 15×15 is the largest");
-    }
     let (n, h, w, c) = x.dims4()?;
     if n == 0 || c == 0 {
         bail!("max_pool: there is nothing in {:?}", x.shape());
@@ -475,8 +476,32 @@ mod tests {
                 assert_eq!((y[at].to_bits(), usize::from(places[at])), (want.to_bits(), place), "window {window}, channel {channel}");
             }
         });
+        let check = |y_of: &[f32], places_of: Option<&[u8]>| {
+            assert!(y_of.iter().zip(&y).all(|(a, b)| a.to_bits() == b.to_bits()));
+            assert!(places_of.is_none_or(|of| of == places.as_slice()));
+        };
         let mut free = vec![0.0; y.len()];
         kept.image_into(&x, &mut free);
-        assert!(free.iter().zip(&y).all(|(a, b)| a.to_bits() == b.to_bits()));
+        check(&free, None);
+        let (free, found) = by::<[f32; 4]>(&kept, &x);
+        check(&free, Some(&found));
+        #[cfg(target_arch = "x86_64")]
+        if crate::nn::simd::level() >= crate::nn::simd::Level::Avx2 {
+            let (free, found) = by::<crate::nn::kernel::lanes::Eight>(&kept, &x);
+            check(&free, Some(&found));
+        }
+    }
+
+    /// The largest values and their places, by these lanes, which the machine has.
+    fn by<V: Lanes>(pool: &MaxPool, x: &[f32]) -> (Vec<f32>, Vec<u8>) {
+        let (mut y, mut places) = (vec![0.0; pool.values_of_image()], vec![0; pool.values_of_image()]);
+        // SAFETY: the caller's promise.
+        unsafe {
+            V::with(
+                #[inline(always)]
+                || pool.image::<V, true>(x, &mut y, &mut places),
+            );
+        }
+        (y, places)
     }
 }
