@@ -227,16 +227,17 @@ impl MaxPool {
         y: &mut [f32],
         places: &mut [u8],
     ) {
-        let (mut largest, mut of_largest, mut place) = ([V::splat(f32::NEG_INFINITY); W], [V::zero(); W], 0.0);
+        let (mut largest, mut of_largest, mut place) = ([V::splat(f32::NEG_INFINITY); W], [V::zero(); W], 0u32);
         for line in pixels.lines(x) {
             for pixel in line.chunks_exact(self.windows.c) {
-                let here = V::splat(place);
+                // The bits of a number that nobody calculates with.
+                let here = V::splat(f32::from_bits(place));
                 for w in 0..W {
                     // SAFETY: the caller's promise.
                     let value = unsafe { V::load(pixel.as_ptr().add(at + w * V::COUNT)) };
                     (largest[w], of_largest[w]) = largest[w].larger(value, of_largest[w], here);
                 }
-                place += 1.0;
+                place += 1;
             }
         }
         for w in 0..W {
@@ -248,7 +249,7 @@ impl MaxPool {
                 // SAFETY: as above.
                 unsafe { of_largest[w].store(values.as_mut_ptr()) };
                 for (to, place) in places[at..][..V::COUNT].iter_mut().zip(values) {
-                    *to = place as i32 as u8;
+                    *to = place.to_bits() as u8;
                 }
             }
         }
@@ -289,9 +290,11 @@ impl CustomOp1 for MaxPool {
         let Some(largest) = self.largest.get() else { bail!("max_pool: backward before forward") };
         let windows = &self.windows;
         let (image, pooled, c) = (windows.image(), windows.pooled(), windows.c);
-        let mut dx = vec![0.0; x.elem_count()];
+        // SAFETY: every image is filled with zeros first, while it is on its way through the caches.
+        let mut dx = unsafe { unwritten(x.elem_count()) };
         with(dy, |dy| {
             dx.par_chunks_mut(image).zip(dy.par_chunks(pooled)).zip(largest.par_chunks(pooled)).run(|((dx, dy), largest)| {
+                dx.fill(0.0);
                 vectorised!(windows.each(
                     #[inline(always)]
                     |window, pixels| {
@@ -370,9 +373,11 @@ impl CustomOp1 for AvgPool {
         let windows = &self.windows;
         let (image, pooled, c) = (windows.image(), windows.pooled(), windows.c);
         let weights = self.weights();
-        let mut dx = vec![0.0; x.elem_count()];
+        // SAFETY: every image is filled with zeros first.
+        let mut dx = unsafe { unwritten(x.elem_count()) };
         with(dy, |dy| {
             dx.par_chunks_mut(image).zip(dy.par_chunks(pooled)).run(|(dx, dy)| {
+                dx.fill(0.0);
                 windows.each(|window, pixels| {
                     let (dy, weight) = (&dy[window * c..][..c], weights[window]);
                     for pixel in pixels {
