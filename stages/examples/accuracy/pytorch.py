@@ -156,6 +156,13 @@ def augmented(x, crop, flip):
     return torch.where((torch.rand(len(x)) < flip).view(-1, 1, 1, 1), x.flip(3), x)
 
 
+def begin_with_head(net, model):
+    """The head of a SqueezeNet that trestle wrote: its kernels are [1, 1, in, out]."""
+    tensors = load_file(pathlib.Path(model) / "model.safetensors")
+    net.head.weight.data.copy_(tensors["classifier.1.weight"].permute(3, 2, 0, 1))
+    net.head.bias.data.copy_(tensors["classifier.1.bias"])
+
+
 def signed(x):
     return x.float() / 127.5 - 1
 
@@ -165,6 +172,7 @@ def train(args, net, images, labels):
     moves = optimiser(args, net)
     rates = schedule(args, moves, steps)
     net.train()
+    losses = ["step,loss"]
     for step, at in zip(range(steps), stream(len(images), args.batch)):
         x = signed(augmented(images[at], args.crop, args.flip))
         loss = F.cross_entropy(net(x), labels[at], label_smoothing=args.smoothing)
@@ -172,8 +180,11 @@ def train(args, net, images, labels):
         loss.backward()
         moves.step()
         rates.step()
+        losses.append(f"{step + 1},{loss.item():.6f}")
         if (step + 1) % 100 == 0 or step + 1 == steps:
             print(f"step {step + 1} of {steps}, loss {loss.item():.4f}", flush=True)
+    if args.losses:
+        pathlib.Path(args.losses).write_text("\n".join(losses) + "\n")
 
 
 def right_answers(net, images, labels):
@@ -191,7 +202,8 @@ def main():
     parser.add_argument("--optimiser", choices=["adamw", "sgd"], required=True)
     parser.add_argument("--schedule", choices=["cosine", "one-cycle"], required=True)
     parser.add_argument("--nesterov", action="store_true")
-    parser.add_argument("--weights")
+    for name in ["weights", "start", "losses"]:
+        parser.add_argument(f"--{name}")
     for name in ["seed", "batch", "crop"]:
         parser.add_argument(f"--{name}", type=int, required=True)
     for name in ["epochs", "lr", "weight-decay", "warmup", "flip", "smoothing"]:
@@ -201,6 +213,8 @@ def main():
     torch.manual_seed(args.seed)
     images, labels, classes = read(args.train)
     net = network(args, images.shape[1], len(classes))
+    if args.start:
+        begin_with_head(net, args.start)
     train(args, net, images, labels)
     images, labels, _ = read(args.test)
     correct = right_answers(net, images, labels)
