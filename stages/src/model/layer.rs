@@ -279,8 +279,8 @@ fn linear_specs(name: &str, inputs: usize, outputs: usize, start: Start) -> Vec<
 }
 
 fn dense(pass: &Pass<'_>, name: &str, x: &Tensor) -> Result<Tensor> {
-    let get = |tensor: &str| pass.weights.weight(&format!("{name}.{tensor}"));
-    Ok(ops::linear(x, get("weight")?, Some(get("bias")?))?)
+    let [weight, bias] = pass.linear(name)?;
+    Ok(ops::linear(x, weight, Some(bias))?)
 }
 
 impl Conv {
@@ -362,8 +362,8 @@ impl<'a> Pass<'a> {
                 [] => return Ok(x),
                 // What one pass can do together.
                 [Layer::Linear { name, .. }, Layer::Act(Act::Gelu), behind @ ..] => {
-                    let get = |tensor: &str| self.weights.weight(&format!("{name}.{tensor}"));
-                    (ops::linear_gelu(&x, get("weight")?, get("bias")?)?, behind)
+                    let [weight, bias] = self.linear(name)?;
+                    (ops::linear_gelu(&x, weight, bias)?, behind)
                 }
                 &[Layer::Conv(ref conv), Layer::Act(Act::Relu), Layer::MaxPool { k, stride, pad, ceil }, ref behind @ ..] => {
                     let (window, (weight, bias)) = (conv.window(&x)?, conv.weights(self)?);
@@ -406,6 +406,12 @@ impl<'a> Pass<'a> {
         Ok(y)
     }
 
+    /// Weights and bias of a linear layer.
+    fn linear(&self, name: &str) -> Result<[&'a Tensor; 2]> {
+        let get = |tensor: &str| self.weights.weight(&format!("{name}.{tensor}"));
+        Ok([get("weight")?, get("bias")?])
+    }
+
     /// What the heads of an attention give, before their projection.
     fn attended(&self, name: &str, heads: usize, x: &Tensor) -> Result<Tensor> {
         Ok(ops::self_attention(&dense(self, &format!("{name}.qkv"), x)?, heads)?)
@@ -413,8 +419,8 @@ impl<'a> Pass<'a> {
 
     /// A linear layer, and `more` added to what it gives.
     fn dense_add(&self, name: &str, x: &Tensor, more: &Tensor) -> Result<Tensor> {
-        let get = |tensor: &str| self.weights.weight(&format!("{name}.{tensor}"));
-        Ok(ops::linear_add(x, get("weight")?, get("bias")?, more)?)
+        let [weight, bias] = self.linear(name)?;
+        Ok(ops::linear_add(x, weight, bias, more)?)
     }
 
     fn residual(&self, body: &[Layer], shortcut: &[Layer], relu: bool, x: &Tensor) -> Result<Tensor> {

@@ -21,7 +21,7 @@ pub fn conv_relu_max_pool(x: &Tensor, w: &Tensor, bias: Option<&Tensor>, window:
     if tracked || composed::wanted(x) || !conv.is_direct() {
         return max_pool(&conv_relu(x, w, bias, window)?, pool);
     }
-    let pool = MaxPool::over([conv.out_h(), conv.out_w(), conv.o], pool)?;
+    let pool = MaxPool::over([conv.n, conv.out_h(), conv.out_w(), conv.o], pool)?;
     let [down, across] = pool.size();
     let y = with(x, |x| {
         with(w, |w| match bias {

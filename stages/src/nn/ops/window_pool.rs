@@ -146,17 +146,14 @@ pub(super) struct MaxPool {
 }
 
 impl MaxPool {
-    /// Over images `[h, w, c]`, without gradients.
-    pub(super) fn over([h, w, c]: [usize; 3], PoolWindow { k, stride, pad, ceil }: PoolWindow) -> Result<Self> {
+    /// Over images `[n, h, w, c]`, without gradients.
+    pub(super) fn over(images: [usize; 4], PoolWindow { k, stride, pad, ceil }: PoolWindow) -> Result<Self> {
         // Places in a window are kept as bytes.
         if k * k > 255 {
             bail!("max_pool: a window of {k}×{k} is too large, 15×15 is the largest");
         }
-        let side = |size| Side::strided(size, k, stride, pad, ceil);
-        let Some((down, across)) = side(h).zip(side(w)) else {
-            bail!("max_pool: the windows do not fit images of {h}×{w}; a padding is at most half a window");
-        };
-        Ok(Self { windows: Windows { down, across, c }, keeps: false, largest: OnceLock::new() })
+        let windows = windows("max_pool", images, |size| Side::strided(size, k, stride, pad, ceil))?;
+        Ok(Self { windows, keeps: false, largest: OnceLock::new() })
     }
 
     /// Height and width of a result.
@@ -394,11 +391,11 @@ impl CustomOp1 for AvgPool {
     }
 }
 
-fn windows(name: &str, x: &Tensor, side: impl Fn(usize) -> Option<Side>) -> Result<Windows> {
-    let (_, h, w, c) = x.dims4()?;
+/// The windows over images `[n, h, w, c]`.
+fn windows(name: &str, [n, h, w, c]: [usize; 4], side: impl Fn(usize) -> Option<Side>) -> Result<Windows> {
     match (side(h), side(w)) {
-        (Some(down), Some(across)) if x.elem_count() > 0 => Ok(Windows { down, across, c }),
-        _ => bail!("{name}: the windows do not fit {:?}; a padding is at most half a window", x.shape()),
+        (Some(down), Some(across)) if n * h * w * c > 0 => Ok(Windows { down, across, c }),
+        _ => bail!("{name}: the windows do not fit {:?}; a padding is at most half a window", [n, h, w, c]),
     }
 }
 
@@ -410,10 +407,7 @@ fn windows(name: &str, x: &Tensor, side: impl Fn(usize) -> Option<Side>) -> Resu
 pub fn max_pool(x: &Tensor, window: PoolWindow) -> Result<Tensor> {
     let PoolWindow { k, stride, pad, .. } = window;
     let (n, h, w, c) = x.dims4()?;
-    if n == 0 || c == 0 {
-        bail!("max_pool: there is nothing in {:?}", x.shape());
-    }
-    let pool = MaxPool { keeps: x.track_op(), ..MaxPool::over([h, w, c], window)? };
+    let pool = MaxPool { keeps: x.track_op(), ..MaxPool::over([n, h, w, c], window)? };
     if composed::wanted(x) {
         return composed::max_pool(x, Taps { image: [h, w], kernel: [k; 2], stride: [stride; 2], pad: [pad; 2], out: pool.size() });
     }
@@ -425,7 +419,7 @@ pub fn max_pool(x: &Tensor, window: PoolWindow) -> Result<Tensor> {
 /// # Errors
 /// If the windows do not fit the images.
 pub fn avg_pool(x: &Tensor, k: usize, stride: usize, pad: usize, count_pad: bool) -> Result<Tensor> {
-    let windows = windows("avg_pool", x, |size| Side::strided(size, k, stride, pad, false))?;
+    let windows = windows("avg_pool", x.dims4()?.into(), |size| Side::strided(size, k, stride, pad, false))?;
     AvgPool { windows, divisor: count_pad.then_some(k * k) }.apply(x)
 }
 
@@ -465,7 +459,7 @@ mod tests {
         let c = WIDE * LANES + LANES + 3;
         let draw = |i: usize| if i % 31 == 7 { f32::NAN } else { (i * 7919 % 13) as f32 - 6.0 };
         let x: Vec<f32> = (0..5 * 6 * c).map(draw).collect();
-        let kept = MaxPool { keeps: true, ..MaxPool::over([5, 6, c], PoolWindow { k: 3, stride: 2, pad: 1, ceil: true }).unwrap() };
+        let kept = MaxPool { keeps: true, ..MaxPool::over([1, 5, 6, c], PoolWindow { k: 3, stride: 2, pad: 1, ceil: true }).unwrap() };
         let layout = Layout::contiguous((1, 5, 6, c));
         let (CpuStorage::F32(y), _) = kept.cpu_fwd(&CpuStorage::F32(x.clone()), &layout).unwrap() else { panic!("another type") };
         let places = kept.largest.get().unwrap();
