@@ -20,6 +20,17 @@ fn power_of_two(shifted: f32) -> f32 {
     f32::from_bits((shifted.to_bits() << 23).wrapping_add(0x3f80_0000))
 }
 
+/// A polynomial by Horner's rule, with fused products: what follows waits for all of them, and a processor has room for so many operations that
+/// wait. Without the instruction for them each is a call.
+#[inline(always)]
+fn polynomial<const N: usize>(x: f32, coefficients: [f32; N]) -> f32 {
+    let mut value = coefficients[N - 1];
+    for coefficient in coefficients[..N - 1].iter().rev() {
+        value = value.mul_add(x, *coefficient);
+    }
+    value
+}
+
 /// `e^x` to about 2 units in the last place, without a call: Cody–Waite reduction and a polynomial of degree 6.
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {
@@ -28,22 +39,27 @@ pub fn exp(x: f32) -> f32 {
     const LN_2_HIGH: f32 = 0.693_359_4;
     const LN_2_LOW: f32 = -2.121_944_4e-4;
     let x = x.clamp(-87.0, 88.0);
-    let shifted = x * LOG2_E + ROUND;
+    let shifted = x.mul_add(LOG2_E, ROUND);
     let n = shifted - ROUND;
-    let r = x - n * LN_2_HIGH - n * LN_2_LOW;
-    let p = 1.0 + r * (1.0 + r * (0.5 + r * (1.666_666_6e-1 + r * (4.166_579_5e-2 + r * (8.333_452e-3 + r * 1.398_199_9e-3)))));
+    let r = n.mul_add(-LN_2_LOW, n.mul_add(-LN_2_HIGH, x));
+    let p = polynomial(r, [1.0, 1.0, 0.5, 1.666_666_6e-1, 4.166_579_5e-2, 8.333_452e-3, 1.398_199_9e-3]);
     p * power_of_two(shifted)
 }
 
 /// `2^x` for x up to 0, to 2e-7 of it, and at least 2^-126: fewer products than [`exp`] takes. What is not a number stays.
 #[inline(always)]
 pub fn exp2(x: f32) -> f32 {
+    two_to(if x < -126.0 { -126.0 } else { x })
+}
+
+/// [`exp2`] from −126 to 0.
+#[inline(always)]
+fn two_to(x: f32) -> f32 {
     const LN_2: f32 = std::f32::consts::LN_2;
-    let x = if x < -126.0 { -126.0 } else { x };
     let shifted = x + ROUND;
     let r = x - (shifted - ROUND);
     // Least largest relative error from −½ to ½ of those that begin like 2^r.
-    let p = 1.0 + r * (LN_2 + r * (0.240_222_83 + r * (5.550_558_5e-2 + r * (9.669_691e-3 + r * 1.330_060_7e-3))));
+    let p = polynomial(r, [1.0, LN_2, 0.240_222_83, 5.550_558_5e-2, 9.669_691e-3, 1.330_060_7e-3]);
     p * power_of_two(shifted)
 }
 
@@ -59,20 +75,25 @@ pub fn tanh(x: f32) -> f32 {
     1.0 - 2.0 / (exp(2.0 * x) + 1.0)
 }
 
-/// `Φ(x)`, the share of a normal distribution below x, and its density there, to 3e-7: Abramowitz and Stegun 7.1.26, whose one exponential
-/// is the density's: products are what GELU takes its time for.
+/// `Φ(−a)`, the share of a normal distribution beyond a, for a from 0 on, to 3e-7: two to the power of a polynomial, for products and quotients
+/// are what GELU takes its time for. At 5 it is within 2 % of the true share, of 3e-7. What is not a number stays.
 #[inline(always)]
-pub fn normal(x: f32) -> (f32, f32) {
+pub fn normal_tail(a: f32) -> f32 {
+    /// From where on `a·Φ(−a)` is nothing beside the smallest value of interest, and the polynomial says nothing.
+    const END: f32 = 12.5;
+    let a = if a > END { END } else { a };
+    // log₂ Φ(−a): least largest error of max(a, 1)·Φ(−a) up to the end, or of a ten-millionth in its place where it is less, by linear programming.
+    two_to(polynomial(a, [-0.999_999_55, -1.151_128_9, -0.459_014, -5.307_038_9e-2, 7.853_847e-3, -6.991_767e-4, 2.503_540_8e-5]))
+}
+
+/// The density of a normal distribution at x, to 1e-7.
+#[inline(always)]
+pub fn normal_density(x: f32) -> f32 {
     /// 1/√(2π).
-    const DENSITY: f32 = 0.398_942_3;
+    const HIGHEST: f32 = 0.398_942_3;
     /// −½·log₂ e.
     const RATE: f32 = -0.721_347_5;
-    let a = x.abs();
-    let power = exp2(RATE * (x * x));
-    // 0.3275911 / √2: the formula is one of x/√2. Half of its other constants.
-    let t = 1.0 / (1.0 + 0.231_641_9 * a);
-    let tail = power * t * (0.127_414_8 + t * (-0.142_248_36 + t * (0.710_706_9 + t * (-0.726_576_05 + t * 0.530_702_7))));
-    (if x < 0.0 { tail } else { 1.0 - tail }, DENSITY * power)
+    HIGHEST * exp2(RATE * (x * x))
 }
 
 /// `f` of every value.
@@ -107,20 +128,18 @@ mod tests {
     #[test]
     fn the_normal_distribution_is_close_everywhere() {
         let density = |x: f64| (-0.5 * x * x).exp() / (2.0 * std::f64::consts::PI).sqrt();
-        // By the trapezoid rule in double precision.
-        let mut want = 0.5;
-        for i in 0..80_000 {
+        // By the trapezoid rule in double precision, from far out on.
+        let mut want = 0.0;
+        for i in (0..140_000).rev() {
             let x = f64::from(i) / 10_000.0;
-            if i > 0 {
-                want += 0.5e-4 * (density(x) + density(x - 1e-4));
-            }
-            let (share, height) = normal(x as f32);
-            assert!((f64::from(share) - want).abs() < 3e-7, "Φ({x}) = {share}, not {want}");
-            assert!((f64::from(height) - density(x)).abs() < 1e-7, "the density at {x} is {height}");
-            let below = normal(-x as f32).0;
-            assert!((f64::from(below) - (1.0 - want)).abs() < 3e-7, "Φ(-{x}) = {below}, not {}", 1.0 - want);
+            want += 0.5e-4 * (density(x) + density(x + 1e-4));
+            let (beyond, height) = (f64::from(normal_tail(x as f32)), f64::from(normal_density(x as f32)));
+            assert!((beyond - want).abs() * x.max(1.0) < 3e-7, "Φ(-{x}) = {beyond}, not {want}");
+            assert!(x > 5.0 || (beyond / want - 1.0).abs() < 0.02, "Φ(-{x}) = {beyond}, not {want}");
+            assert!((height - density(x)).abs() < 1e-7, "the density at {x} is {height}");
         }
-        assert!(normal(f32::NAN).0.is_nan());
+        assert!(normal_tail(f32::INFINITY) < 1e-32);
+        assert!(normal_tail(f32::NAN).is_nan() && normal_density(f32::NAN).is_nan());
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 
 use crate::nn::composed::{self, Function};
-use crate::nn::math::{map, map2, normal, sigmoid, tanh};
+use crate::nn::math::{map, map2, normal_density, normal_tail, sigmoid, tanh};
 use crate::nn::storage::{gradient, output, slice, with};
 use crate::nn::tape::apply1;
 
@@ -91,11 +91,19 @@ impl Scalar for Gelu {
 pub(super) struct GeluErf;
 
 impl GeluErf {
-    /// The value and the slope, which have most of their work in common.
+    /// The value and the slope, which have the share beyond |x| in common.
     #[inline(always)]
     pub(super) fn both(x: f32) -> (f32, f32) {
-        let (share, density) = normal(x);
-        (x * share, share + x * density)
+        let beyond = normal_tail(x.abs());
+        let below = if x < 0.0 { beyond } else { 1.0 - beyond };
+        (Self::at(x, beyond), x.mul_add(normal_density(x), below))
+    }
+
+    /// `x·Φ(x)`, given `Φ(−|x|)`.
+    #[inline(always)]
+    fn at(x: f32, beyond: f32) -> f32 {
+        let above = if x < 0.0 { 0.0 } else { x };
+        x.abs().mul_add(-beyond, above)
     }
 }
 
@@ -104,7 +112,7 @@ impl Scalar for GeluErf {
     const COMPOSED: Function = Function::GeluErf;
     #[inline(always)]
     fn value(x: f32) -> f32 {
-        Self::both(x).0
+        Self::at(x, normal_tail(x.abs()))
     }
     #[inline(always)]
     fn slope(x: f32) -> f32 {

@@ -220,8 +220,11 @@ pub fn matmul_then(
         let rows = fair(m, ROWS);
         return with_panels(k, n, b, |b| {
             c[..m * n].par_chunks_mut(rows * n).enumerate().run(|(i, c)| {
-                product_of_panels(c.len() / n, c, n, ends, a.row(i * rows), b);
-                then(i * rows, c);
+                for (band, c) in c.chunks_mut(BAND * n).enumerate() {
+                    let row = i * rows + band * BAND;
+                    product_of_panels(c.len() / n, c, n, ends, a.row(row), b);
+                    then(row, c);
+                }
             });
         });
     }
