@@ -154,7 +154,7 @@ fn write_csv(path: &Path, rows: &[Vec<String>]) -> Result<()> {
 
 impl Stage for Evaluation {
     const KIND: &'static str = "evaluation";
-    const VERSION: u32 = 3;
+    const VERSION: u32 = 4;
     const ABOUT: &'static str = "Top-1 accuracy, accuracy of each class and confusion matrix of a classifier";
     type Params = Params;
 

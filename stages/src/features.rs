@@ -203,7 +203,7 @@ fn usual_batch() -> usize {
 
 impl Stage for FeaturesStage {
     const KIND: &'static str = "features";
-    const VERSION: u32 = 3;
+    const VERSION: u32 = 4;
     const ABOUT: &'static str = "Works out what the beginning of a model makes of images, for trainings that keep it frozen";
     type Params = Params;
 

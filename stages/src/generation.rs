@@ -77,7 +77,7 @@ impl Params {
 
 impl Stage for Generation {
     const KIND: &'static str = "generation";
-    const VERSION: u32 = 3;
+    const VERSION: u32 = 4;
     const ABOUT: &'static str = "Generate labelled images from prompts, with or without a learned style";
     type Params = Params;
 

@@ -115,7 +115,7 @@ impl Params {
 
 impl Stage for GeneratorPretrain {
     const KIND: &'static str = "generator-pretrain";
-    const VERSION: u32 = 3;
+    const VERSION: u32 = 4;
     const ABOUT: &'static str = "Train a small text-conditional diffusion model on images with classes and styles";
     type Params = Params;
 

@@ -48,7 +48,7 @@ fn open_all(cx: &Context<'_>) -> StagesResult<Option<Arc<dyn Images>>> {
 impl Stage for RealAdaptation {
     const KIND: &'static str = "real-adaptation";
     // 3: SqueezeNet begins as torchvision's does.
-    const VERSION: u32 = 5;
+    const VERSION: u32 = 6;
     const ABOUT: &'static str = "Trains a classifier on real images: vanilla, mixed or bridged transfer, by its inputs";
     type Params = Params;
 

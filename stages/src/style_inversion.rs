@@ -84,7 +84,7 @@ impl Params {
 
 impl Stage for StyleInversion {
     const KIND: &'static str = "style-inversion";
-    const VERSION: u32 = 3;
+    const VERSION: u32 = 4;
     const ABOUT: &'static str = "Learn one token for the style of a whole image set, all else frozen";
     type Params = Params;
 

@@ -28,7 +28,7 @@ training_params! {
 impl Stage for SyntheticPretrain {
     const KIND: &'static str = "synthetic-pretrain";
     // 3: SqueezeNet begins as torchvision's does.
-    const VERSION: u32 = 5;
+    const VERSION: u32 = 6;
     const ABOUT: &'static str = "Trains a classifier on synthetic images";
     type Params = Params;
 

@@ -5,18 +5,17 @@ use crate::nn::parallel::Parallel;
 use rayon::prelude::*;
 
 use crate::nn::kernel::add_up;
+use crate::nn::math::{LANES, halved};
 use crate::nn::simd::vectorised;
 use crate::nn::storage::unwritten;
 
-/// Sums that run beside each other.
-const LANES: usize = 16;
 /// Rows that one task takes forward.
 const ROWS: usize = 64;
 
 /// What each row was normalised with: its mean and one over its deviation.
 pub type Moments = Vec<[f32; 2]>;
 
-/// The sum of `f` of two rows' values, in double precision over the lanes.
+/// The sum of `f` of two rows' values, over the lanes.
 #[inline(always)]
 fn sum(a: &[f32], b: &[f32], f: impl Fn(f32, f32) -> f32) -> f32 {
     let mut sums = [0.0f32; LANES];
@@ -26,10 +25,11 @@ fn sum(a: &[f32], b: &[f32], f: impl Fn(f32, f32) -> f32) -> f32 {
             sums[lane] += f(a[lane], b[lane]);
         }
     }
-    for ((a, b), sum) in a_rest.iter().zip(b_rest).zip(&mut sums) {
-        *sum += f(*a, *b);
+    let mut last = 0.0;
+    for (a, b) in a_rest.iter().zip(b_rest) {
+        last += f(*a, *b);
     }
-    sums.iter().map(|sum| f64::from(*sum)).sum::<f64>() as f32
+    halved(sums, |a, b| a + b) + last
 }
 
 /// Mean first, then the squares of what is left: no cancellation.

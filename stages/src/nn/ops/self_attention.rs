@@ -9,13 +9,11 @@ use rayon::prelude::*;
 
 use crate::nn::composed;
 use crate::nn::kernel::{Matrix, gemm, with_scratch};
-use crate::nn::math::exp2;
+use crate::nn::math::{LANES, exp2, halved};
 use crate::nn::simd::vectorised;
 use crate::nn::storage::{gradient, output, slice, unwritten, with};
 use crate::nn::tape::{apply1, apply3};
 
-/// Sums that run beside each other: a fixed number, so that every machine adds in the same order.
-const LANES: usize = 16;
 /// Rows of a softmax that go through it together.
 const SOFTMAX_ROWS: usize = 8;
 
@@ -40,7 +38,7 @@ struct SelfAttention {
 
 /// The values of a row put together over fixed lanes.
 #[inline(always)]
-fn lanes(row: &[f32], join: impl Fn(f32, f32) -> f32, start: f32) -> f32 {
+fn lanes(row: &[f32], join: impl Fn(f32, f32) -> f32 + Copy, start: f32) -> f32 {
     let mut kept = [start; LANES];
     let (blocks, rest) = row.as_chunks::<LANES>();
     for block in blocks {
@@ -48,14 +46,12 @@ fn lanes(row: &[f32], join: impl Fn(f32, f32) -> f32, start: f32) -> f32 {
             kept[lane] = join(kept[lane], block[lane]);
         }
     }
-    for (kept, value) in kept.iter_mut().zip(rest) {
-        *kept = join(*kept, *value);
+    // By themselves, so that the lanes stay in a register.
+    let mut last = start;
+    for value in rest {
+        last = join(last, *value);
     }
-    let mut all = start;
-    for value in kept {
-        all = join(all, value);
-    }
-    all
+    join(halved(kept, join), last)
 }
 
 /// Σ a·b over fixed lanes.
@@ -68,14 +64,11 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
             sums[lane] += a[lane] * b[lane];
         }
     }
-    for ((a, b), sum) in a_rest.iter().zip(b_rest).zip(&mut sums) {
-        *sum += a * b;
+    let mut last = 0.0;
+    for (a, b) in a_rest.iter().zip(b_rest) {
+        last += a * b;
     }
-    let mut all = 0.0;
-    for sum in sums {
-        all += sum;
-    }
-    all
+    halved(sums, |a, b| a + b) + last
 }
 
 /// Softmax of `scale` times each row of `n` values. One thing after the other for several rows: to put the lanes of a row together takes long,
@@ -90,8 +83,12 @@ fn softmax(rows: &mut [f32], n: usize, scale: f32) {
         }
         for (max, row) in of_row.iter().zip(rows.chunks_exact_mut(n)) {
             for v in row {
-                *v = exp2((*v - max) * rate);
+                *v = (*v - max) * rate;
             }
+        }
+        // Without regard to rows, whose last values do not fill a register.
+        for v in rows.iter_mut() {
+            *v = exp2(*v);
         }
         for (share, row) in of_row.iter_mut().zip(rows.chunks_exact(n)) {
             *share = 1.0 / lanes(row, |a, b| a + b, 0.0);
