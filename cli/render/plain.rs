@@ -29,7 +29,9 @@ struct Said {
 impl Render for Plain {
     fn event(&mut self, event: &Event) {
         let line = match event {
-            Event::Started { pipeline, stages, cpus } => format!("{pipeline}: {stages} stages, {cpus} threads"),
+            Event::Started { pipeline, stages, cpus } => {
+                format!("{pipeline}: {}, {}", words::count(*stages, "stage"), words::count(*cpus, "thread"))
+            }
             Event::Cached { .. } => return,
             Event::Running { stage, reasons, .. } => {
                 self.said.insert(stage.clone(), Said { last: Instant::now(), first: None });

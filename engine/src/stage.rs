@@ -136,6 +136,17 @@ impl StageError {
         self.help = Some(help.into());
         self
     }
+
+    /// The same error for people, who know nothing of the folder in which a stage works and which is gone with it: files there are named from it on, as
+    /// the pipeline's inputs are (`in/data/…`).
+    #[must_use]
+    pub fn seen_from(mut self, folder: &Path) -> Self {
+        let folder = format!("{}/", folder.display());
+        for text in std::iter::once(&mut self.message).chain(&mut self.help) {
+            *text = text.replace(&folder, "");
+        }
+        self
+    }
 }
 
 /// A native stage kind.

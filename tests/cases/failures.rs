@@ -27,6 +27,16 @@ fn a_failure_skips_what_is_below_and_stops_the_rest() {
 }
 
 #[test]
+fn a_file_that_is_wrong_is_named_as_an_input_and_not_by_the_folder_of_the_stage() {
+    let project = Project::new("stages:\n  digits: { uses: dataset, in: { source: ./images } }\n");
+    project.write("images/cat/0.png", "not a picture");
+    let said = project.call(&["run", "-j", "1"]);
+    assert_eq!(said.code, Some(1));
+    assert!(said.out.contains("(in/source/images/cat/0.png)") && !said.out.contains("/work/"), "{}", said.out);
+    assert!(said.out.starts_with("trestle: 1 stage, 1 thread\n"), "{}", said.out);
+}
+
+#[test]
 fn keep_going_does_what_does_not_depend_on_it() {
     let project = Project::new(TWO_BRANCHES);
     let run = project.run_with(&["--keep-going"]);

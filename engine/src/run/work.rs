@@ -100,7 +100,7 @@ fn milliseconds(time: Duration) -> u64 {
 fn stop(ended: Ended, work: &Work, room: &Room, options: &Options) -> Stop {
     let error = match ended {
         Ended::Cancelled => return Stop::Cancelled,
-        Ended::Failed(error) => error,
+        Ended::Failed(error) => error.seen_from(&room.work()),
     };
     let log_tail = tail(&room.log());
     let path = log_path(options, &work.stage);
