@@ -75,8 +75,8 @@ pub fn tanh(x: f32) -> f32 {
     1.0 - 2.0 / (exp(2.0 * x) + 1.0)
 }
 
-/// `Φ(−a)`, the share of a normal distribution beyond a, for a from 0 on, to 3e-7: two to the power of a polynomial, for products and quotients
-/// are what GELU takes its time for. At 5 it is within 2 % of the true share, of 3e-7. What is not a number stays.
+/// `Φ(−a)`, the share of a normal distribution beyond a, for a from 0 on, to 3e-7: two to the power of a polynomial, without a quotient, for
+/// operations that wait for each other are what GELU takes its time for. At 5 it is within 2 % of the true share, of 3e-7. What is not a number stays.
 #[inline(always)]
 pub fn normal_tail(a: f32) -> f32 {
     /// From where on `a·Φ(−a)` is nothing beside the smallest value of interest, and the polynomial says nothing.

@@ -1,7 +1,7 @@
 //! The hot loops compiled for several instruction sets, one of which is chosen when the program runs.
 //!
 //! A loop that only adds, multiplies and compares gives the same bits on each of them: the compiler neither reorders a sum nor fuses a
-//! product into it. So what depends on the machine are the matrix products, and the kernels that ask for [`Level`] themselves.
+//! product into it that is not written so (`mul_add`, a call where there is no instruction for it). So what depends on the machine are the matrix products, and the kernels that ask for [`Level`] themselves.
 #![allow(unsafe_code, reason = "functions for an instruction set are called once the processor was seen to have it")]
 
 /// The widest instruction set that this machine has.
