@@ -83,7 +83,7 @@ pub fn normal_tail(a: f32) -> f32 {
     const END: f32 = 12.5;
     let a = if a > END { END } else { a };
     // log₂ Φ(−a): least largest error of max(a, 1)·Φ(−a) up to the end, or of a ten-millionth in its place where it is less, by linear programming.
-    two_to(polynomial(a, [-0.999_999_55, -1.151_128_9, -0.459_014, -5.307_038_9e-2, 7.853_847e-3, -6.991_767e-4, 2.503_540_8e-5]))
+    two_to(polynomial(a, [-0.999_999_5, -1.151_128_9, -0.459_014, -5.307_039e-2, 7.853_847e-3, -6.991_767e-4, 2.503_540_8e-5]))
 }
 
 /// The density of a normal distribution at x, to 1e-7.
